@@ -1,0 +1,40 @@
+"""gpt_jax: the GPT lineage in JAX and Flax."""
+
+import setuptools
+
+PARITY = ['torch>=2.5', 'transformers>=4.50']
+
+setuptools.setup(
+    name='gpt_jax',
+    version='0.1.0',
+    description='The GPT lineage as choices of parts of one Transformer, trained by one loop',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['gpt_jax*', 'experiments*', 'configs*']),
+    install_requires=[
+        'absl-py>=2.1',
+        'array_record>=0.8',
+        'flax>=0.12',
+        'grain>=0.2.18',
+        'huggingface_hub>=0.30',
+        'jax>=0.10',
+        'jaxtyping>=0.3',
+        'matplotlib>=3.9',
+        'ml_collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12',
+        'sentencepiece>=0.2',
+        'tensorboardX>=2.6',
+        'tensorflow-datasets>=4.9.9',
+        'tokenizers>=0.21',
+        'tqdm>=4.66',
+    ],
+    extras_require={
+        'test': ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-tqdm'],
+        'parity': PARITY,
+        'bench': ['torch>=2.5'],
+        'cuda': ['jax[cuda13]>=0.10'],
+        'tpu': ['jax[tpu]>=0.10'],
+    },
+)
