@@ -1,0 +1,90 @@
+"""Attention masks: predicates on two layouts, who asks and who is asked, joined with & and |."""
+
+import dataclasses
+
+from gpt_jax.types import Layout
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+
+class Mask:
+  """May the query token see the key token?"""
+
+  looks_ahead: bool = True
+  """Whether a token may see a later one of its row; False lets a pattern leave the future uncomputed."""
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    raise NotImplementedError
+
+  def __and__(self, other: 'Mask') -> 'Mask':
+    return Both(self, other)
+
+  def __or__(self, other: 'Mask') -> 'Mask':
+    return Either(self, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Mask):
+  """What two masks both allow."""
+
+  left: Mask
+  right: Mask
+
+  @property
+  def looks_ahead(self) -> bool:  # type: ignore[override]
+    return self.left.looks_ahead and self.right.looks_ahead
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return self.left(queries, keys) & self.right(queries, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Mask):
+  """What one of two masks allows."""
+
+  left: Mask
+  right: Mask
+
+  @property
+  def looks_ahead(self) -> bool:  # type: ignore[override]
+    return self.left.looks_ahead or self.right.looks_ahead
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return self.left(queries, keys) | self.right(queries, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Mask):
+  """A token sees itself and what stands before it in the row."""
+
+  looks_ahead = False
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return queries.order[:, :, None] >= keys.order[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Mask):
+  """Everyone sees the tokens of the prefix (prefix language models; GLM's part A)."""
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    shape = (*queries.prefix.shape, keys.prefix.shape[1])
+    return jnp.broadcast_to(keys.prefix[:, None, :], shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Band(Mask):
+  """The `width` nearest tokens on either side, the token itself among them."""
+
+  width: int
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class SameSegment(Mask):
+  """Documents packed in one row do not see each other, and nobody sees padding."""
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return (queries.segment[:, :, None] == keys.segment[:, None, :]) & (keys.segment > 0)[:, None, :]

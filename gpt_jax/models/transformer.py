@@ -1,0 +1,250 @@
+"""The Transformer: one definition, of which every GPT family is a choice of parts."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+from gpt_jax.models.attention import Banded, Cache, Dense, KeyValues
+from gpt_jax.models.initialization import Initializer, ScaledNormal
+from gpt_jax.models.layers import GatedMlp, Linear, Mlp
+from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
+from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
+from gpt_jax.types import Layout, Params, left_to_right
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+REMAT = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass keeps of a layer, by name; a config's None keeps everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """A model: numbers, and parts that are values with behaviour."""
+
+  vocab_size: int
+  num_layers: int
+  model_dim: int
+  num_heads: int
+  num_kv_heads: int
+  """num_heads: multi-head; 1: multi-query; else grouped-query attention."""
+  mlp: Mlp | GatedMlp
+  head_dim: int | None = None
+  """None: model_dim / num_heads."""
+  residual: PreNorm | PostNorm | Parallel = PreNorm()
+  norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(epsilon=1e-5)
+  positions: Learned | Learned2D | None = None
+  rotation: Rotary | Rotary2D | None = None
+  score_bias: Alibi | None = None
+  attention: tuple[Dense | Banded, ...] = (Dense(),)
+  """One pattern a layer, taken in turn."""
+  init: Callable[[str, int], Initializer] = ScaledNormal()
+  use_bias: bool = True
+  qkv_bias: bool | None = None
+  """None: as use_bias."""
+  tie_embeddings: bool = True
+  logit_softcap: float | None = None
+  """c tanh(logits / c), Gemma 2."""
+  embedding_dropout: float = 0.0
+  attention_dropout: float = 0.0
+  residual_dropout: float = 0.0
+  dtype: str = 'float32'
+  """Of computation; parameters, softmax and loss are float32."""
+  remat: str | None = None
+  """A name of REMAT: what the backward pass keeps."""
+  stacked: bool = True
+  """Layers are stacked and scanned, so that compile time does not grow with depth; see `unstack`."""
+
+  def __post_init__(self) -> None:
+    for field, divisor, dividend in (
+      ('num_layers', len(self.attention), self.num_layers),
+      ('num_heads', self.num_kv_heads, self.num_heads),
+      ('model_dim', self.num_heads if self.head_dim is None else 1, self.model_dim),
+    ):
+      if divisor < 1 or dividend % divisor:
+        raise ValueError(f'{field} = {dividend} must be a multiple of {divisor}')
+
+  @property
+  def head_width(self) -> int:
+    return self.head_dim or self.model_dim // self.num_heads
+
+  @property
+  def periods(self) -> int:
+    """How often the tuple of attention patterns is gone through."""
+    return self.num_layers // len(self.attention)
+
+  @property
+  def linear(self) -> Callable[..., Linear]:
+    return functools.partial(
+      Linear, use_bias=self.use_bias, init=self.init, num_layers=self.num_layers, dtype=self.dtype
+    )
+
+  def evaluated(self) -> 'TransformerConfig':
+    """The same model without dropout."""
+    return dataclasses.replace(self, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+
+
+def _dropout(rate: float) -> Callable[[jax.Array], jax.Array] | None:
+  return nn.Dropout(rate, deterministic=False) if rate else None
+
+
+class Attention(nn.Module):
+  """Queries, keys and values of one layer, and what the pattern makes of them."""
+
+  config: TransformerConfig
+  pattern: Dense | Banded
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], queries: Layout, turn: Turn | None, keys: Layout, read: KeyValues | None, at: Any
+  ) -> tuple[Float[Array, 'B T D'], KeyValues | None]:
+    cfg = self.config
+    linear = functools.partial(cfg.linear, use_bias=cfg.use_bias if cfg.qkv_bias is None else cfg.qkv_bias)
+    query = linear((cfg.num_heads, cfg.head_width), name='query')(x)
+    key = linear((cfg.num_kv_heads, cfg.head_width), name='key')(x)
+    value = linear((cfg.num_kv_heads, cfg.head_width), name='value')(x)
+    if turn is not None:
+      query, key = turn(query), turn(key)
+    if read is not None:
+      read = read.write(at, key, value)
+      key, value = read.key, read.value
+    out = self.pattern(query, key, value, queries, keys, cfg.score_bias, _dropout(cfg.attention_dropout))
+    return cfg.linear(cfg.model_dim, contracted=2, name='out')(out), read
+
+
+class Block(nn.Module):
+  """Attention and a feed-forward network, joined as the residual part says."""
+
+  config: TransformerConfig
+  pattern: Dense | Banded
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], queries: Layout, turn: Turn | None, keys: Layout, read: KeyValues | None, at: Any
+  ) -> tuple[Float[Array, 'B T D'], KeyValues | None]:
+    cfg = self.config
+    drop = _dropout(cfg.residual_dropout) or (lambda h: h)
+    attend = Attention(cfg, self.pattern, name='attention')
+    mlp = cfg.mlp.copy(name='mlp', linear=cfg.linear)
+
+    def attended(h: jax.Array) -> jax.Array:
+      nonlocal read
+      h, read = attend(h, queries, turn, keys, read, at)
+      return drop(h)
+
+    x = cfg.residual.block(x, attended, lambda h: drop(mlp(h)), _norm(cfg))
+    return x, read
+
+
+def _norm(config: TransformerConfig) -> Norm:
+  return lambda name: config.norm.copy(name=name, dtype=config.dtype)
+
+
+class Period(nn.Module):
+  """One layer of each attention pattern: what is scanned over."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B T D'], read: tuple[KeyValues, ...] | None, queries: Layout, turn: Any, keys: Layout, at: Any
+  ) -> tuple[Float[Array, 'B T D'], tuple[KeyValues | None, ...]]:
+    written = []
+    for i, pattern in enumerate(self.config.attention):
+      block = Block(self.config, pattern, name=f'block_{i}')
+      x, layer = block(x, queries, turn, keys, None if read is None else read[i], at)
+      written.append(layer)
+    return x, tuple(written)
+
+
+class Transformer(nn.Module):
+  """Tokens to hidden states."""
+
+  config: TransformerConfig
+
+  def setup(self) -> None:
+    cfg = self.config
+    self.embed = nn.Embed(
+      cfg.vocab_size, cfg.model_dim, embedding_init=cfg.init('embed', cfg.num_layers), dtype=cfg.dtype
+    )
+    self.positions = None if cfg.positions is None else cfg.positions.copy()
+    self.drop = _dropout(cfg.embedding_dropout)
+    period = Period if cfg.remat is None else nn.remat(Period, policy=REMAT[cfg.remat], prevent_cse=not cfg.stacked)
+    if cfg.stacked:
+      scanned = nn.scan(
+        period,
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=cfg.periods,
+      )
+      self.blocks = scanned(cfg)
+    else:
+      self.blocks = [period(cfg) for _ in range(cfg.periods)]
+    # The residual part says which of the two exist.
+    self.norm_embedding, self.norm_final = cfg.norm.copy(dtype=cfg.dtype), cfg.norm.copy(dtype=cfg.dtype)
+
+  def __call__(
+    self, tokens: Int[Array, 'B T'], layout: Layout | None = None, cache: Cache | None = None
+  ) -> tuple[Float[Array, 'B T D'], Cache | None]:
+    """Hidden states; with a cache, these tokens see what it holds, and it comes back holding them too."""
+    cfg = self.config
+    layout = left_to_right(tokens) if layout is None else layout
+    norm = lambda name: getattr(self, name)
+    x = self.embed(tokens)
+    if self.positions is not None:
+      x = x + self.positions(layout, cfg.model_dim).astype(x.dtype)
+    x = cfg.residual.begin(x if self.drop is None else self.drop(x), norm)
+    turn = None if cfg.rotation is None else cfg.rotation(layout, cfg.head_width)
+    keys, at = (layout, None) if cache is None else (cache.extend_layout(layout), cache.length)
+    x, read = self._through(x, None if cache is None else cache.layers, layout, turn, keys, at)
+    if cache is not None:
+      cache = Cache(read, keys, cache.length + tokens.shape[1])
+    return cfg.residual.finish(x, norm), cache
+
+  def _through(
+    self, x: Float[Array, 'B T D'], read: tuple[KeyValues, ...] | None, *others: Any
+  ) -> tuple[Float[Array, 'B T D'], tuple[KeyValues | None, ...]]:
+    """All layers: one scan over stacked ones, a loop over the rest."""
+    if self.config.stacked:
+      return self.blocks(x, read, *others)
+    written: tuple[KeyValues | None, ...] = ()
+    width = len(self.config.attention)
+    for i, period in enumerate(self.blocks):
+      x, layers_read = period(x, None if read is None else read[i * width : (i + 1) * width], *others)
+      written += layers_read
+    return x, written
+
+
+def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
+  """A cache for `length` tokens of `batch` rows, with nothing read."""
+  shape = (batch, length, config.num_kv_heads, config.head_width)
+  number = config.num_layers
+  if config.stacked:
+    shape, number = (config.periods, *shape), len(config.attention)
+  empty = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+  zeros = jnp.zeros((batch, length), jnp.int32)
+  return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros((), jnp.int32))
+
+
+def unstack(params: Params) -> Params:
+  """Parameters of a stacked model as those of the same config with stacked=False: `blocks` [L, ...] to `blocks_0`, ...
+
+  Decoding one token at a time is faster so, as no layer is sliced out of the stack. Call it once, outside jit.
+  """
+
+  def walk(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+      return tree
+    flat = {name: walk(branch) for name, branch in tree.items() if name != 'blocks'}
+    if 'blocks' in tree:
+      periods = len(jax.tree.leaves(tree['blocks'])[0])
+      flat |= {f'blocks_{i}': jax.tree.map(lambda x: x[i], tree['blocks']) for i in range(periods)}
+    return flat
+
+  return walk(params)

@@ -1,0 +1,110 @@
+"""Families at full size, by shape alone, and at small size, by behaviour."""
+
+import dataclasses
+
+from gpt_jax.models.families import FAMILIES
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.transformer import empty_cache, unstack
+from gpt_jax.types import left_to_right
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.models.small import LENGTH, VOCABULARY, logits, parameters, random_tokens, shrunk
+
+# Counts of the released models (GPT-2's: the errata; LLaMA, Falcon, ChatGLM, SmolLM2: the weights' own totals), except
+# where nothing was released: those of GPT-3 are the shapes of table 2.1 worked out by hand and rounded as table D.1 does,
+# GLM-130B's is that of the published shape (the paper rounds).
+PUBLISHED = {
+  'gpt1': 116_534_784,
+  'gpt2_small': 124_439_808,
+  'gpt2_medium': 354_823_168,
+  'gpt2_large': 774_030_080,
+  'gpt2_xl': 1_557_611_200,
+  'gpt3_125m': 125_226_240,
+  'gpt3_350m': 355_871_744,
+  'gpt3_760m': 760_300_032,
+  'gpt3_1_3b': 1_315_723_264,
+  'gpt3_2_7b': 2_651_553_280,
+  'gpt3_6_7b': 6_658_404_352,
+  'gpt3_13b': 12_853_386_240,
+  'gpt3_175b': 174_604_259_328,
+  'llama_7b': 6_738_415_616,
+  'llama_13b': 13_015_864_320,
+  'llama_33b': 32_528_943_616,
+  'llama_65b': 65_285_660_672,
+  'llama2_7b': 6_738_415_616,
+  'llama2_13b': 13_015_864_320,
+  'llama2_34b': 33_743_970_304,
+  'llama2_70b': 68_976_648_192,
+  'falcon_7b': 6_921_720_704,
+  'falcon_40b': 41_303_293_952,
+  'glm_large': 334_688_256,
+  'glm_10b': 9_880_682_496,
+  'glm_130b': 128_697_794_560,
+  'chatglm_6b': 6_173_286_400,
+  'chatglm2_6b': 6_243_584_000,
+  'smollm2_135m': 134_515_008,
+}
+
+
+def test_every_family_has_a_published_count():
+  assert PUBLISHED.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_full_size_has_the_published_number_of_parameters(family):
+  model = LanguageModel(FAMILIES[family].evaluated())
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == PUBLISHED[family]
+
+
+SMALL = ['gpt1', 'gpt2_small', 'gpt3_125m', 'llama2_70b', 'falcon_7b', 'falcon_40b', 'glm_10b', 'glm_130b', 'chatglm_6b', 'chatglm2_6b']
+
+
+@pytest.mark.parametrize('family', SMALL)
+def test_later_tokens_are_not_seen(family):
+  cfg = shrunk(family)
+  tokens = random_tokens()
+  before = logits(cfg, parameters(cfg), tokens)
+  after = logits(cfg, parameters(cfg), tokens.at[:, 7].set((tokens[:, 7] + 1) % VOCABULARY))
+  np.testing.assert_allclose(before[:, :7], after[:, :7], atol=1e-5)
+  assert np.all(np.abs(before[:, 7:] - after[:, 7:]).max(axis=-1)[:, 0] > 1e-4)
+  assert np.abs(before[:, -1] - after[:, -1]).max() > 1e-5
+
+
+@pytest.mark.parametrize('family', SMALL)
+@pytest.mark.parametrize('stacked', [True, False])
+def test_reading_with_a_cache_is_the_full_forward(family, stacked):
+  """Five tokens at once, then one by one; the looped model reads unstacked parameters."""
+  cfg = shrunk(family)
+  tokens, params = random_tokens(), parameters(cfg)
+  want = logits(cfg, params, tokens)
+  if not stacked:
+    cfg, params = dataclasses.replace(cfg, stacked=False), unstack(params)
+  layout = left_to_right(tokens)
+  step = jax.jit(LanguageModel(cfg).apply)
+  cache, got = empty_cache(cfg, 2, LENGTH + 3), []
+  for start, stop in [(0, 5), *((t, t + 1) for t in range(5, LENGTH))]:
+    piece = jax.tree.map(lambda x, start=start, stop=stop: x[:, start:stop], layout)
+    out, cache = step(params, tokens[:, start:stop], piece, cache)
+    got.append(out)
+  np.testing.assert_allclose(np.concatenate(got, axis=1), want, atol=3e-5)
+  assert int(cache.length) == LENGTH
+
+
+@pytest.mark.parametrize('family', ['glm_10b', 'glm_130b', 'chatglm_6b'])
+def test_glm_reads_its_prefix_both_ways(family):
+  cfg = shrunk(family)
+  tokens = random_tokens()
+  layout = left_to_right(tokens)
+  layout = layout.replace(prefix=layout.order < 4)
+  changed = tokens.at[:, 3].set((tokens[:, 3] + 1) % VOCABULARY)
+  seen = logits(cfg, parameters(cfg), tokens, layout) - logits(cfg, parameters(cfg), changed, layout)
+  assert np.abs(seen[:, 0]).max() > 1e-4
+
+
+def test_configs_hash_and_compare_by_value():
+  for cfg in FAMILIES.values():
+    assert cfg == dataclasses.replace(cfg) and hash(cfg) == hash(dataclasses.replace(cfg))
+  assert FAMILIES['llama2_7b'] != FAMILIES['llama2_13b']
