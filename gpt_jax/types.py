@@ -17,7 +17,7 @@ Batch = Mapping[str, Any]
 
 
 class UserError(Exception):
-  """Bad input. The message is one line that names the field or file and the remedy; a program ends on it with code 2."""
+  """Bad input: the message, one line, names the field or file and the remedy; a program ends on it with code 2."""
 
 
 @struct.dataclass

@@ -1,17 +1,21 @@
-"""Eight CPU devices, a compilation cache that outlives the run, and runtime checks of every shape annotation."""
+"""Eight CPU devices, quick compilation, kept between runs, and runtime checks of every shape annotation."""
 
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Compiling is most of the tests' time, and small models need no optimising.
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.typechecker  # noqa: E402, F401  the hook finds it loaded
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
-install_import_hook('gpt_jax', 'beartype.beartype').__enter__()
+install_import_hook('gpt_jax', 'tests.typechecker.check').__enter__()
