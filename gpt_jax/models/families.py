@@ -1,9 +1,10 @@
-"""The families, as their papers give them. Where a paper is silent or contradicts itself, a comment says what was taken."""
+"""Families as their papers give them; where a paper is silent or contradicts itself, a comment says what was taken."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from flax import linen as nn
+
 from gpt_jax.models.attention import Banded, Dense
 from gpt_jax.models.initialization import Normal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact

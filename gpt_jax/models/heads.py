@@ -2,11 +2,13 @@
 
 from flax import linen as nn
 from flax import struct
-from gpt_jax.models.attention import Cache
-from gpt_jax.models.transformer import Transformer, TransformerConfig
-from gpt_jax.types import Layout
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from gpt_jax.models.attention import Cache
+from gpt_jax.models.layers import unembed
+from gpt_jax.models.transformer import Transformer, TransformerConfig
+from gpt_jax.types import Layout
 
 
 @struct.dataclass
@@ -17,11 +19,8 @@ class Unembedding:
   softcap: float | None = struct.field(pytree_node=False, default=None)
 
   def __call__(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    logits = jnp.matmul(rows, self.table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
-    if self.softcap is not None:
-      logits = self.softcap * jnp.tanh(logits / self.softcap)
-    return logits.reshape(*hidden.shape[:-1], -1)
+    logits = unembed(hidden, self.table)
+    return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
 
 class LanguageModel(nn.Module):

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from gpt_jax.types import Layout
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
+
+from gpt_jax.types import Layout
 
 
 class Mask:
@@ -60,7 +61,7 @@ class Causal(Mask):
   looks_ahead = False
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
-    return queries.order[:, :, None] >= keys.order[:, None, :]
+    return jnp.greater_equal(queries.order[:, :, None], keys.order[:, None, :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,4 +88,5 @@ class SameSegment(Mask):
   """Documents packed in one row do not see each other, and nobody sees padding."""
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
-    return (queries.segment[:, :, None] == keys.segment[:, None, :]) & (keys.segment > 0)[:, None, :]
+    same = jnp.equal(queries.segment[:, :, None], keys.segment[:, None, :])
+    return same & (keys.segment > 0)[:, None, :]

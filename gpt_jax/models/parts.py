@@ -3,21 +3,17 @@
 import ast
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import functools
 from typing import Any
 
 from flax import linen as nn
+import jax.numpy as jnp
+
 from gpt_jax.models import attention, initialization, layers, masks, positions, residual
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.transformer import REMAT, TransformerConfig
+from gpt_jax.names import choose, nearest
 from gpt_jax.types import UserError
-import jax.numpy as jnp
-
-MASKS = {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band}
-SCALINGS = {
-  'linear': positions.LinearScaling, 'ntk': positions.NtkScaling, 'llama3': positions.Llama3Scaling,
-}  # fmt: skip
 
 PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'residual': {'pre': residual.PreNorm, 'post': residual.PostNorm, 'parallel': residual.Parallel},
@@ -33,14 +29,22 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     'geglu': functools.partial(layers.GatedMlp, activation=nn.gelu),
   },
   'positions': {'learned': positions.Learned, 'learned_2d': positions.Learned2D},
-  'rotation': {'rotary': positions.Rotary, 'rotary_2d': positions.Rotary2D, **SCALINGS},
+  'rotation': {'rotary': positions.Rotary, 'rotary_2d': positions.Rotary2D},
   'score_bias': {'alibi': positions.Alibi},
-  'attention': {'dense': attention.Dense, 'banded': attention.Banded, **MASKS},
+  'attention': {'dense': attention.Dense, 'banded': attention.Banded},
   'init': {
     'normal': initialization.Normal, 'scaled_normal': initialization.ScaledNormal, 'xavier': initialization.Xavier,
   },
 }  # fmt: skip
 """For each field of TransformerConfig that holds a part: names, and what makes it of its arguments."""
+
+ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+  'rotation': {
+    'linear': positions.LinearScaling, 'ntk': positions.NtkScaling, 'llama3': positions.Llama3Scaling,
+  },
+  'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band},
+}  # fmt: skip
+"""What stands inside a part's brackets, by name."""
 
 
 def part(field: str, text: str) -> Any:
@@ -49,7 +53,16 @@ def part(field: str, text: str) -> Any:
   Raises:
     UserError: the text is not of this form, or names no part of the field.
   """
-  table = PARTS[field]
+  table = {**PARTS[field], **ARGUMENTS.get(field, {})}
+  refusal = lambda node: UserError(
+    f'config.model.{field} = {text!r}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)'
+  )
+
+  def whole(node: ast.expr) -> Any:
+    match node:
+      case ast.Name(name) | ast.Call(ast.Name(name)) if name not in ARGUMENTS.get(field, {}):
+        return build(node)
+    raise refusal(node)
 
   def build(node: ast.expr) -> Any:
     match node:
@@ -65,9 +78,7 @@ def part(field: str, text: str) -> Any:
         return build(left) | build(right)
       case ast.BinOp(left, ast.BitAnd(), right):
         return build(left) & build(right)
-      case ast.Tuple(elements):
-        return tuple(map(build, elements))
-    raise UserError(f'config.model.{field} = {text!r}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)')
+    raise refusal(node)
 
   def named(name: str) -> Callable[..., Any]:
     if name not in table:
@@ -75,42 +86,37 @@ def part(field: str, text: str) -> Any:
     return table[name]
 
   try:
-    built = build(ast.parse(text.strip(), mode='eval').body)
+    tree = ast.parse(text.strip(), mode='eval').body
+    if field != 'attention':
+      return whole(tree)
+    return tuple(map(whole, tree.elts)) if isinstance(tree, ast.Tuple) and tree.elts else (whole(tree),)
   except (SyntaxError, TypeError, ValueError) as error:
     raise UserError(f'config.model.{field} = {text!r}: {error}; write NAME or NAME(argument, ...)') from error
-  return built if field != 'attention' or isinstance(built, tuple) else (built,)
-
-
-def nearest(name: str, among: Mapping[str, Any]) -> str:
-  """A hint for a misspelt name."""
-  close = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
-  return f'did you mean {close[0]!r}?' if close else f'known are {", ".join(sorted(among))}'
 
 
 def from_config(model: Mapping[str, Any]) -> TransformerConfig:
   """The family that `model['family']` names, with fields replaced by those of `model` that are not None.
 
-  'none' takes a part away.
+  'none' takes away a part that a model can do without.
 
   Raises:
     UserError: an unknown family, field or part, or numbers that do not fit.
   """
   fields = {name: value for name, value in model.items() if value is not None}
   family = fields.pop('family')
-  if family not in FAMILIES:
-    raise UserError(f'config.model.family = {family!r} is unknown; {nearest(family, FAMILIES)}')
-  known = {field.name: None for field in dataclasses.fields(TransformerConfig)}
+  replaced = choose('config.model.family', family, FAMILIES)
+  known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
   for name, value in fields.items():
     if name not in known:
       raise UserError(f'config.model.{name} is unknown; {nearest(name, known)}')
     if name in PARTS:
-      fields[name] = None if value == 'none' else part(name, value)
+      fields[name] = None if value == 'none' and known[name] is None else part(name, value)
   if fields.get('remat') == 'none':
     fields['remat'] = None
-  if fields.get('remat', None) not in (None, *REMAT):
+  if fields.get('remat') not in (None, *REMAT):
     raise UserError(f'config.model.remat = {fields["remat"]!r} is unknown; {nearest(fields["remat"], REMAT)}')
   try:
     jnp.dtype(fields.get('dtype', 'float32'))
-    return dataclasses.replace(FAMILIES[family], **fields)
+    return dataclasses.replace(replaced, **fields)
   except (TypeError, ValueError) as error:
     raise UserError(f'config.model: {error}') from error

@@ -5,10 +5,11 @@ import math
 
 from flax import linen as nn
 from flax import struct
-from gpt_jax.types import Layout
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
+
+from gpt_jax.types import Layout
 
 # ---- added to the embeddings ---------------------------------------------------------------------------------------
 
@@ -22,7 +23,7 @@ class Learned(nn.Module):
   @nn.compact
   def __call__(self, layout: Layout, dim: int) -> Float[Array, 'B T D']:
     table = self.param('table', nn.initializers.normal(self.stddev), (self.length, dim))
-    return table[layout.position]
+    return _looked_up(table, layout.position)
 
 
 class Learned2D(nn.Module):
@@ -36,7 +37,12 @@ class Learned2D(nn.Module):
     initializer = nn.initializers.normal(self.stddev)
     text = self.param('table', initializer, (self.length, dim))
     block = self.param('block_table', initializer, (self.length, dim))
-    return text[layout.position] + block[layout.block]
+    return _looked_up(text, layout.position) + _looked_up(block, layout.block)
+
+
+def _looked_up(table: Float[Array, 'L D'], places: Int[Array | np.ndarray, 'B T']) -> Float[Array, 'B T D']:
+  """Rows of a table; a place beyond it gives NaN, not the last row without a word."""
+  return table.at[places].get(mode='fill', fill_value=jnp.nan)
 
 
 # ---- turning queries and keys --------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ class Rotary2D:
     return _turn((layout.position, layout.block), Rotary(self.theta).frequencies(head_dim // 2))
 
 
-def _turn(places: tuple[Int[Array, 'B T'], ...], frequencies: np.ndarray) -> Turn:
+def _turn(places: tuple[Int[Array | np.ndarray, 'B T'], ...], frequencies: np.ndarray) -> Turn:
   angles = jnp.stack(places, axis=-1)[..., None] * jnp.asarray(frequencies, jnp.float32)
   return Turn(jnp.cos(angles), jnp.sin(angles))
 

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import operator
 from typing import Any
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
 from gpt_jax.models.attention import Banded, Cache, Dense, KeyValues
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
 from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
 from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
 from gpt_jax.types import Layout, Params, left_to_right
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 REMAT = {
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -66,8 +68,8 @@ class TransformerConfig:
       ('num_heads', self.num_kv_heads, self.num_heads),
       ('model_dim', self.num_heads if self.head_dim is None else 1, self.model_dim),
     ):
-      if divisor < 1 or dividend % divisor:
-        raise ValueError(f'{field} = {dividend} must be a multiple of {divisor}')
+      if min(divisor, dividend) < 1 or dividend % divisor:
+        raise ValueError(f'{field} = {dividend} must be a multiple of {divisor}, and positive')
 
   @property
   def head_width(self) -> int:
@@ -81,7 +83,7 @@ class TransformerConfig:
   @property
   def linear(self) -> Callable[..., Linear]:
     return functools.partial(
-      Linear, use_bias=self.use_bias, init=self.init, num_layers=self.num_layers, dtype=self.dtype
+      Linear, use_bias=self.use_bias, kernel_init=self.init, num_layers=self.num_layers, dtype=self.dtype
     )
 
   def evaluated(self) -> 'TransformerConfig':
@@ -152,7 +154,13 @@ class Period(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B T D'], read: tuple[KeyValues, ...] | None, queries: Layout, turn: Any, keys: Layout, at: Any
+    self,
+    x: Float[Array, 'B T D'],
+    read: tuple[KeyValues, ...] | None,
+    queries: Layout,
+    turn: Any,
+    keys: Layout,
+    at: Any,
   ) -> tuple[Float[Array, 'B T D'], tuple[KeyValues | None, ...]]:
     written = []
     for i, pattern in enumerate(self.config.attention):
@@ -175,6 +183,7 @@ class Transformer(nn.Module):
     self.positions = None if cfg.positions is None else cfg.positions.copy()
     self.drop = _dropout(cfg.embedding_dropout)
     period = Period if cfg.remat is None else nn.remat(Period, policy=REMAT[cfg.remat], prevent_cse=not cfg.stacked)
+    self.blocks: Any
     if cfg.stacked:
       scanned = nn.scan(
         period,
@@ -209,7 +218,7 @@ class Transformer(nn.Module):
 
   def _through(
     self, x: Float[Array, 'B T D'], read: tuple[KeyValues, ...] | None, *others: Any
-  ) -> tuple[Float[Array, 'B T D'], tuple[KeyValues | None, ...]]:
+  ) -> tuple[Float[Array, 'B T D'], Any]:
     """All layers: one scan over stacked ones, a loop over the rest."""
     if self.config.stacked:
       return self.blocks(x, read, *others)
@@ -223,10 +232,8 @@ class Transformer(nn.Module):
 
 def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
   """A cache for `length` tokens of `batch` rows, with nothing read."""
-  shape = (batch, length, config.num_kv_heads, config.head_width)
-  number = config.num_layers
-  if config.stacked:
-    shape, number = (config.periods, *shape), len(config.attention)
+  stack, number = ((config.periods,), len(config.attention)) if config.stacked else ((), config.num_layers)
+  shape = (*stack, batch, length, config.num_kv_heads, config.head_width)
   empty = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
   zeros = jnp.zeros((batch, length), jnp.int32)
   return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros((), jnp.int32))
@@ -244,7 +251,7 @@ def unstack(params: Params) -> Params:
     flat = {name: walk(branch) for name, branch in tree.items() if name != 'blocks'}
     if 'blocks' in tree:
       periods = len(jax.tree.leaves(tree['blocks'])[0])
-      flat |= {f'blocks_{i}': jax.tree.map(lambda x: x[i], tree['blocks']) for i in range(periods)}
+      flat |= {f'blocks_{i}': jax.tree.map(operator.itemgetter(i), tree['blocks']) for i in range(periods)}
     return flat
 
   return walk(params)

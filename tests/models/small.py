@@ -1,14 +1,18 @@
 """Small models of every family, and their parameters, made once."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
-from gpt_jax.models.attention import Banded
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.models.attention import Banded, Cache
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import TransformerConfig
-from gpt_jax.types import Params
-import jax
+from gpt_jax.types import Layout, Params, left_to_right
 
 VOCABULARY = 31
 LENGTH = 12
@@ -33,12 +37,24 @@ def random_tokens(seed: int = 1, rows: int = 2, length: int = LENGTH) -> jax.Arr
 
 @functools.cache
 def parameters(config: TransformerConfig) -> Params:
-  """Random parameters of a language model, none of them at its starting value, so that none can hide."""
-  params = jax.jit(LanguageModel(config).init)(jax.random.key(0), random_tokens())
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+  """Random parameters of a language model, none of them at its starting value, so that none can hide.
+
+  Only the shapes are the model's own: compiling its initialisation would take longer than all else.
+  """
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(LanguageModel(config).init, jax.random.key(0), random_tokens())
+
+  def draw(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.asarray((path[-1].key == 'scale') + 0.15 * rng.standard_normal(x.shape), x.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def logits(config: TransformerConfig, params: Params, tokens: jax.Array, layout=None) -> jax.Array:
-  return jax.jit(LanguageModel(config).apply)(params, tokens, layout)[0]
+@functools.cache
+def forward(config: TransformerConfig) -> Callable[..., tuple[jax.Array, Cache | None]]:
+  """The compiled language model: one for all tests that ask for it."""
+  return jax.jit(LanguageModel(config).apply)
+
+
+def logits(config: TransformerConfig, params: Params, tokens: jax.Array, layout: Layout | None = None) -> jax.Array:
+  return forward(config)(params, tokens, left_to_right(tokens) if layout is None else layout)[0]

@@ -1,0 +1,27 @@
+"""How much arithmetic a training step asks for."""
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.transformer import TransformerConfig
+
+
+def matmul_parameters(config: TransformerConfig) -> int:
+  """Parameters a token is multiplied with: linear layers and the unembedding, not tables that are looked up."""
+  model = LanguageModel(config.evaluated())
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  kernels = [
+    leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if 'kernel' in jax.tree_util.keystr(path)
+  ]
+  return sum(leaf.size for leaf in kernels) + config.vocab_size * config.model_dim
+
+
+def training_flops(config: TransformerConfig, length: int) -> float:
+  """FLOPs a token of a forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B).
+
+  N counts `matmul_parameters`; T is, for each layer, the keys its pattern lets a query see, the causal half not taken
+  off; recomputation does not count.
+  """
+  keys = config.periods * sum(pattern.keys_seen(length) for pattern in config.attention)
+  return float(6 * matmul_parameters(config) + 12 * config.num_heads * config.head_width * keys)

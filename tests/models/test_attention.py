@@ -1,0 +1,177 @@
+"""Attention against a plain loop, and sparse patterns against dense attention under the same mask."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, softmax_attention
+from gpt_jax.models.masks import Band, Causal, Mask, Prefix, SameSegment
+from gpt_jax.models.positions import Alibi
+from gpt_jax.types import left_to_right
+from tests.models.layouts import random_layout
+
+attend = jax.jit(softmax_attention)
+
+
+def random_heads(heads: int, kv_heads: int, rows: int = 3, length: int = 11, width: int = 6):
+  keys = jax.random.split(jax.random.key(heads + 10 * kv_heads + 100 * length), 3)
+  shapes = [(rows, length, n, width) for n in (heads, kv_heads, kv_heads)]
+  return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def looped(query, key, value, visible, bias):
+  """softmax(q k / sqrt(H) + bias) v in float64, a query and a head at a time, over the visible keys alone."""
+  query, key, value, bias = (np.asarray(x, np.float64) for x in (query, key, value, bias))
+  out = np.zeros_like(query)
+  shared = query.shape[2] // key.shape[2]
+  for b, t, n in np.ndindex(query.shape[:3]):
+    seen = np.flatnonzero(visible[b, t])
+    if len(seen):
+      scores = np.array([query[b, t, n] @ key[b, s, n // shared] for s in seen]) / np.sqrt(query.shape[-1])
+      weights = np.exp(scores + bias[b, n, t, seen])
+      out[b, t, n] = weights @ value[b, seen, n // shared] / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize('kv_heads', [4, 2, 1])
+def test_attention_is_the_formula(kv_heads):
+  query, key, value = random_heads(4, kv_heads)
+  visible = jax.random.bernoulli(jax.random.key(1), 0.5, (3, 11, 11)) | jnp.eye(11, dtype=bool)
+  bias = jax.random.normal(jax.random.key(2), (3, 4, 11, 11))
+  np.testing.assert_allclose(
+    attend(query, key, value, visible, bias), looped(query, key, value, visible, bias), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('kv_heads', [2, 1])
+def test_grouped_queries_are_multi_head_with_keys_repeated(kv_heads):
+  query, key, value = random_heads(4, kv_heads)
+  visible = jnp.tril(jnp.ones((3, 11, 11), bool))
+  repeat = lambda x: jnp.repeat(x, 4 // kv_heads, axis=2)
+  np.testing.assert_allclose(
+    attend(query, key, value, visible), attend(query, repeat(key), repeat(value), visible), atol=1e-6
+  )
+
+
+def test_softmax_is_float32_in_bfloat16():
+  query, key, value = (x.astype(jnp.bfloat16) for x in random_heads(4, 2))
+  visible = jnp.tril(jnp.ones((3, 11, 11), bool))
+  got = attend(query, key, value, visible)
+  assert got.dtype == jnp.bfloat16
+  query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+  want = looped(query, key, value, visible, np.zeros((3, 4, 11, 11)))
+  np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
+
+
+def both(pattern, oracle, layout, heads, bias):
+  """Outputs of a pattern and of dense attention, and gradients by everything, where a token sees something."""
+  query, key, value = heads
+  sees = (layout.segment > 0)[:, :, None, None]
+  weights = jax.random.normal(jax.random.key(3), query.shape) * sees
+
+  def run(attention):
+    def loss(query, key, value):
+      out = attention(query, key, value, layout, layout, bias)
+      return jnp.sum(out * weights), out * sees
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+  return jax.jit(lambda *heads: (run(pattern)(*heads), run(oracle)(*heads)))(query, key, value)
+
+
+PLAIN = lambda length: left_to_right(jnp.zeros((3, length), jnp.int32))
+BANDED = {  # mask, layout, query heads, key heads, width, bias
+  'whole blocks': (Causal(), PLAIN(12), 4, 4, 4, None),
+  'ragged length': (Causal(), PLAIN(11), 4, 4, 4, None),
+  'width 1': (Causal(), PLAIN(5), 4, 4, 1, None),
+  'one block': (Causal(), PLAIN(4), 4, 4, 4, None),
+  'one token more': (Causal(), PLAIN(5), 4, 4, 4, None),
+  'packed and padded': (Causal(), random_layout(0, prefix=False), 4, 4, 3, None),
+  'grouped': (Causal(), random_layout(1, prefix=False), 4, 2, 4, None),
+  'multi-query': (Causal(), random_layout(2, prefix=False), 4, 1, 4, None),
+  'prefix': (Causal() | Prefix(), random_layout(3), 4, 2, 3, None),
+  'alibi': (Causal(), random_layout(4, prefix=False), 4, 2, 4, Alibi()),
+  'prefix with alibi': (Causal() | Prefix(), random_layout(5), 4, 1, 4, Alibi()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+  """The plainest attention, of all queries and all keys."""
+
+  mask: Mask
+
+  def __call__(self, query, key, value, queries, keys, bias=None):
+    visible = (self.mask & SameSegment())(queries, keys)
+    scores = jnp.zeros((*visible.shape[:1], query.shape[2], *visible.shape[1:]))  # a bias keeps to plain gradients
+    scores = scores if bias is None else bias(queries, keys, query.shape[2])
+    return softmax_attention(query, key, value, visible, scores)
+
+
+@pytest.mark.parametrize('bias', [None, Alibi()])
+@pytest.mark.parametrize('length', [LEAST_HALVED, LEAST_HALVED + 1])
+def test_a_long_row_cut_in_halves_is_whole(length, bias):
+  layout = random_layout(6, 2, length, prefix=False)
+  got, want = both(Dense(), Everything(Causal()), layout, random_heads(2, 1, 2, length), bias)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, want)
+
+
+@pytest.mark.parametrize('case', BANDED)
+def test_banded_is_dense_under_the_band(case):
+  mask, layout, heads, kv_heads, width, bias = BANDED[case]
+  pattern, oracle = Banded(width, mask), Everything(mask & Band(width))
+  inputs = random_heads(heads, kv_heads, *layout.order.shape)
+  got, want = both(pattern, oracle, layout, inputs, bias)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, want)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(got)) > 0.1
+
+
+def test_banded_saves_work():
+  """Scores of a row are T times two widths, not T times T."""
+  layout, heads = PLAIN(64), random_heads(2, 2, 3, 64)
+
+  def flops(pattern):
+    compiled = jax.jit(lambda q, k, v: pattern(q, k, v, layout, layout)).lower(*heads).compile()
+    return compiled.cost_analysis()['flops']
+
+  assert flops(Banded(4)) < flops(Dense()) / 4
+
+
+@pytest.mark.parametrize('pattern', [Dense(), Banded(4)])
+def test_a_row_that_sees_nothing_is_finite(pattern):
+  """Padding sees nothing: its output means nothing, but it must not spoil gradients."""
+  layout = PLAIN(11)
+  layout = layout.replace(segment=layout.segment.at[0].set(0).at[1, 5:].set(0))
+  query, key, value = random_heads(4, 2)
+
+  @jax.jit
+  def run(*heads):
+    out, pull = jax.vjp(lambda q, k, v: pattern(q, k, v, layout, layout, Alibi()), *heads)
+    ones = jnp.ones_like(out)
+    return out, pull(ones), pull(ones * (layout.segment > 0)[..., None, None])
+
+  out, of_all, of_seeing = run(query, key, value)
+  assert all(np.isfinite(x).all() for x in (out, *of_all))
+  # What nobody may see has no gradient when the blind queries' outputs are weighted 0.
+  assert all(not np.any(x[0]) and not np.any(x[1, 5:]) and np.any(x[2]) for x in of_seeing)
+
+
+def test_a_cache_longer_than_the_queries_is_read_densely():
+  """Banded asked about keys of another length falls back on dense attention under its band."""
+  layout = PLAIN(11)
+  last = jax.tree.map(lambda x: x[:, -2:], layout)
+  query, key, value = random_heads(4, 2)
+  want = jax.jit(Dense(Causal() & Band(4)))(query, key, value, layout, layout)[:, -2:]
+  np.testing.assert_allclose(jax.jit(Banded(4))(query[:, -2:], key, value, last, layout), want, atol=1e-5)
+
+
+def test_dropout_of_weights_keeps_their_mean():
+  query, key, value = random_heads(4, 4)
+  layout = PLAIN(11)
+  kept = lambda rng: lambda w: jnp.where(jax.random.bernoulli(rng, 0.5, w.shape), 2 * w, 0)
+  run = jax.jit(lambda rng: Dense()(query, key, value, layout, layout, drop=kept(rng)))
+  mean = jax.lax.map(run, jax.random.split(jax.random.key(0), 2000)).mean(0)
+  np.testing.assert_allclose(mean, Dense()(query, key, value, layout, layout), atol=0.15)

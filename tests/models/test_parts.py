@@ -1,0 +1,135 @@
+"""Parts by name: every name makes its part, expressions nest, and what is not understood is said in one line."""
+
+import dataclasses
+
+from flax import linen as nn
+import pytest
+
+from gpt_jax.models.attention import Banded, Dense
+from gpt_jax.models.families import FAMILIES
+from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
+from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
+from gpt_jax.models.masks import Band, Causal, Prefix
+from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part
+from gpt_jax.models.positions import (
+  Alibi,
+  Learned,
+  Learned2D,
+  LinearScaling,
+  Llama3Scaling,
+  NtkScaling,
+  Rotary,
+  Rotary2D,
+)
+from gpt_jax.models.residual import Parallel, PostNorm, PreNorm
+from gpt_jax.types import UserError
+
+WRITTEN = {
+  ('residual', 'pre'): PreNorm(),
+  ('residual', 'post'): PostNorm(),
+  ('residual', 'post(alpha=2.5, norm_embedding=True)'): PostNorm(2.5, norm_embedding=True),
+  ('residual', 'parallel(shared_norm=False)'): Parallel(shared_norm=False),
+  ('norm', 'layer'): nn.LayerNorm(epsilon=1e-5, use_fast_variance=False),
+  ('norm', 'layer(use_bias=False)'): nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False),
+  ('norm', 'rms(epsilon=1e-6)'): nn.RMSNorm(epsilon=1e-6),
+  ('mlp', 'relu(64)'): Mlp(64, activation=nn.relu),
+  ('mlp', 'gelu(64)'): Mlp(64, activation=nn.gelu),
+  ('mlp', 'gelu_exact(64)'): Mlp(64, activation=gelu_exact),
+  ('mlp', 'swiglu(64)'): GatedMlp(64, activation=nn.silu),
+  ('mlp', 'geglu(hidden=64)'): GatedMlp(64, activation=nn.gelu),
+  ('positions', 'learned(128)'): Learned(128),
+  ('positions', 'learned_2d(128, stddev=0.01)'): Learned2D(128, stddev=0.01),
+  ('rotation', 'rotary'): Rotary(),
+  ('rotation', ' rotary(theta=1e5, fraction=0.5) '): Rotary(theta=100_000.0, fraction=0.5),
+  ('rotation', 'rotary_2d'): Rotary2D(),
+  ('rotation', 'rotary(scaling=linear(4.0))'): Rotary(scaling=LinearScaling(4.0)),
+  ('rotation', 'rotary(scaling=ntk(4.0))'): Rotary(scaling=NtkScaling(4.0)),
+  ('rotation', 'rotary(theta=5e5, scaling=llama3)'): Rotary(theta=500_000.0, scaling=Llama3Scaling()),
+  ('rotation', 'rotary(scaling=llama3(factor=32.0))'): Rotary(scaling=Llama3Scaling(factor=32.0)),
+  ('score_bias', 'alibi'): Alibi(),
+  ('attention', 'dense'): (Dense(),),
+  ('attention', 'banded(256)'): (Banded(256),),
+  ('attention', 'dense, banded(256)'): (Dense(), Banded(256)),
+  ('attention', '(dense, banded(256))'): (Dense(), Banded(256)),
+  ('attention', 'dense(causal | prefix)'): (Dense(Causal() | Prefix()),),
+  ('attention', 'banded(4, mask=(causal | prefix) & band(2))'): (Banded(4, (Causal() | Prefix()) & Band(2)),),
+  ('init', 'normal(0.01)'): Normal(0.01),
+  ('init', 'scaled_normal'): ScaledNormal(),
+  ('init', 'xavier(gain=0.5)'): Xavier(gain=0.5),
+}
+
+
+@pytest.mark.parametrize(('field', 'text'), WRITTEN)
+def test_text_makes_the_part(field, text):
+  assert part(field, text) == WRITTEN[field, text]
+
+
+def test_every_name_is_tried_above():
+  for field, table in PARTS.items():
+    texts = ' '.join(text for f, text in WRITTEN if f == field)
+    assert all(name in texts for name in (*table, *ARGUMENTS.get(field, ())))
+
+
+WRONG = {
+  ('rotation', 'rotery'): "no part is named 'rotery'; did you mean 'rotary'?",
+  ('rotation', 'rotary(scaling=lineer(2))'): "did you mean 'linear'?",
+  ('rotation', 'rotary(base=1e5)'): "unexpected keyword argument 'base'",
+  ('rotation', 'rotary(1e5'): 'was never closed',
+  ('rotation', 'linear(2.0)'): "'linear(2.0)' is not a part",
+  ('rotation', 'rotary, rotary_2d'): 'is not a part',
+  ('residual', '3'): "'3' is not a part",
+  ('residual', 'pre | post'): "'pre | post' is not a part",
+  ('residual', ''): 'write NAME',
+  ('residual', 'none'): "no part is named 'none'",
+  ('mlp', 'swiglu'): 'hidden',
+  ('mlp', 'gelu(64, **{})'): 'NAME',
+  ('attention', 'banded'): 'width',
+  ('attention', 'causal'): "'causal' is not a part",
+  ('attention', 'dense, causal'): "'causal' is not a part",
+  ('attention', 'dense(causal + prefix)'): "'causal + prefix' is not a part",
+  ('attention', '()'): 'is not a part',
+  ('init', '__import__("os").system("true")'): 'is not a part',
+  ('init', 'normal.__class__'): 'is not a part',
+}
+
+
+@pytest.mark.parametrize(('field', 'text'), WRONG)
+def test_what_is_not_a_part_is_refused_in_one_line(field, text):
+  with pytest.raises(UserError) as error:
+    from_config({'family': 'gpt2_small', field: text})
+  message = str(error.value)
+  assert message.startswith(f'config.model.{field} = {text!r}: ') and '\n' not in message
+  assert WRONG[field, text] in message
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_family_is_reachable(family):
+  assert from_config({'family': family, 'num_layers': None}) == FAMILIES[family]
+
+
+def test_fields_replace_those_of_the_family():
+  fields = {'residual': 'post', 'positions': 'none', 'rotation': 'rotary', 'num_layers': 3, 'mlp': None}
+  cfg = from_config({'family': 'gpt2_small', **fields})
+  want = dataclasses.replace(
+    FAMILIES['gpt2_small'], residual=PostNorm(), positions=None, rotation=Rotary(), num_layers=3
+  )
+  assert cfg == want
+  assert from_config({'family': 'gpt2_small', 'remat': 'none'}).remat is None
+  assert from_config({'family': 'gpt2_small', 'remat': 'full', 'dtype': 'bfloat16'}).remat == 'full'
+
+
+@pytest.mark.parametrize(
+  ('model', 'message'),
+  [
+    ({'family': 'gpt2_smal'}, "config.model.family = 'gpt2_smal' is unknown; did you mean 'gpt2_small'?"),
+    ({'family': 'gpt2_small', 'num_layer': 3}, "config.model.num_layer is unknown; did you mean 'num_layers'?"),
+    ({'family': 'gpt2_small', 'remat': 'dot'}, "config.model.remat = 'dot' is unknown; did you mean 'dots'?"),
+    ({'family': 'gpt2_small', 'num_kv_heads': 5}, 'config.model: num_heads = 12 must be a multiple of 5'),
+    ({'family': 'gpt2_small', 'num_layers': 0}, 'config.model: num_layers = 0'),
+    ({'family': 'gpt2_small', 'dtype': 'float31'}, 'config.model: data type'),
+  ],
+)
+def test_bad_fields_are_refused(model, message):
+  with pytest.raises(UserError) as error:
+    from_config(model)
+  assert str(error.value).startswith(message)
