@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from gpt_jax.types import Batch, Layout, LossFn, Mean, Metrics, Params
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from gpt_jax.types import Batch, Layout, LossFn, Mean, Metrics, Params
 
 Unembed = Callable[[Float[Array, '*B D']], Float[Array, '*B V']]
 """A pytree that maps hidden states to logits."""
 
 
+@runtime_checkable
 class Model(Protocol):
   """A module whose method `features(tokens, layout)` gives hidden states, the unembedding and a cache."""
 
@@ -96,10 +98,11 @@ chunked_sum.defvjp(_forward, _backward)
 def _scan(function: Callable[[Any], tuple[Any, Any]], inputs: Any, chunk: int) -> tuple[Any, Any]:
   """Runs `function` over chunks of T; sums what it returns first and stacks what it returns second."""
   pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0), inputs)
-  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))[0]
+  sums, first = function(jax.tree.map(lambda x: x[0], pieces))
 
   def step(sums: Any, piece: Any) -> tuple[Any, Any]:
     summed, stacked = function(piece)
     return jax.tree.map(jnp.add, sums, summed), stacked
 
-  return jax.lax.scan(step, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)
+  sums, rest = jax.lax.scan(step, sums, jax.tree.map(lambda x: x[1:], pieces))
+  return sums, jax.tree.map(lambda x, others: jnp.concatenate([x[None], others]), first, rest)
