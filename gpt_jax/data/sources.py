@@ -1,0 +1,189 @@
+"""Documents by name: our corpora, files, TFDS and the Hugging Face hub."""
+
+from collections.abc import Callable, Collection, Iterator
+import dataclasses
+import functools
+import glob
+import gzip
+import json
+import pathlib
+from typing import Any
+import zlib
+
+from gpt_jax.data import cache
+from gpt_jax.names import choose, nearest
+from gpt_jax.types import UserError
+
+KINDS = ('asset', 'file', 'tfds', 'hf')
+SPLITS = ('train', 'validation')
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """The texts of one split of one source, in an order that never changes; can be read again and again.
+
+  Broken UTF-8 stands in them as surrogate escapes.
+  """
+
+  name: str
+  identity: str
+  """Changes when the texts do: a version, or sizes and times of files."""
+  read: Callable[[], Iterator[str]] = dataclasses.field(repr=False)
+
+  def __iter__(self) -> Iterator[str]:
+    return self.read()
+
+
+def documents(spec: str, split: str = 'train', held_out: float | int = 0.1) -> Documents:
+  """The documents of a source.
+
+  `asset:NAME`, one of our corpora, built on first use; `file:PATH`, a text (one document) or JSON lines with a field
+  "text", either also as .gz, or a folder or glob of such; `tfds:NAME[/CONFIG]`; `hf:NAME[:CONFIG]`.
+
+  Args:
+    spec: which source.
+    split: 'train' or 'validation'.
+    held_out: where the source has no validation or test split of its own, the last part that is held out: of the
+      characters of files (the last document may be cut), of the documents of TFDS and the hub. 0 holds nothing out.
+  """
+  kind, _, name = spec.partition(':')
+  if kind not in KINDS or not name:
+    raise UserError(f'source {spec!r} is none of file:PATH, asset:NAME, tfds:NAME, hf:NAME; {nearest(kind, KINDS)}')
+  if split not in SPLITS:
+    raise UserError(f'source {spec!r}: split {split!r} is not one of {", ".join(SPLITS)}')
+  if not 0 <= held_out < 1:
+    raise UserError(f'source {spec!r}: held_out is {held_out}, expected a fraction from 0 up to 1')
+  return {'asset': _asset, 'file': _file, 'tfds': _tfds, 'hf': _hub}[kind](spec, name, split, held_out)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _file(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    endings = ('.txt', '.jsonl', '.txt.gz', '.jsonl.gz')
+    paths = sorted(file for file in path.rglob('*') if file.name.endswith(endings))
+  elif glob.has_magic(name) and not path.exists():
+    paths = sorted(pathlib.Path(match) for match in glob.glob(str(path), recursive=True))
+  else:
+    paths = [path]
+  if not paths or not all(file.is_file() for file in paths):
+    raise UserError(f'source {spec!r}: there is no such file, or no text in that folder')
+  stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in paths]
+  read = functools.partial(_part, paths, split, held_out)
+  return Documents(f'{spec} ({split})', json.dumps([stats, split, held_out]), read)
+
+
+def _part(paths: list[pathlib.Path], split: str, held_out: float | int) -> Iterator[str]:
+  """The first int(n (1 - held_out)) characters of all files are for training, the rest is held out."""
+  everything = lambda: (text for path in paths for text in _texts(path))
+  if not held_out:
+    yield from everything() if split == 'train' else ()
+    return
+  cut = int(sum(map(len, everything())) * (1 - held_out))
+  start = 0
+  for text in everything():
+    place = min(max(cut - start, 0), len(text))
+    part = text[:place] if split == 'train' else text[place:]
+    if part:
+      yield part
+    start += len(text)
+
+
+def _texts(path: pathlib.Path) -> Iterator[str]:
+  compressed = path.suffix == '.gz'
+  try:
+    with gzip.open(path) if compressed else path.open('rb') as file:
+      if not path.name.removesuffix('.gz').endswith('.jsonl'):
+        yield file.read().decode('utf-8', 'surrogateescape')
+        return
+      for number, line in enumerate(file, 1):
+        if line.strip():
+          yield _field(line, f'{path}, line {number}')
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(f'{path}: broken gzip ({error}); fetch or compress it again') from error
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def _field(line: bytes, place: str) -> str:
+  try:
+    record = json.loads(line)
+  except ValueError as error:
+    raise UserError(f'{place}: not JSON ({error})') from error
+  text = record.get('text') if isinstance(record, dict) else None
+  if not isinstance(text, str):
+    raise UserError(f'{place}: expected an object with a string "text"')
+  return text
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def _part_of(available: Collection[str], split: str, held_out: float | int) -> str:
+  """The data set's own held-out split if it has one, else the last of its training examples (TFDS slicing syntax)."""
+  own = next((name for name in ('validation', 'valid', 'dev', 'test') if name in available), None)
+  if own or not held_out:
+    return 'train' if split == 'train' else own or 'train[:0]'
+  kept = 100 - round(100 * held_out)
+  return f'train[:{kept}%]' if split == 'train' else f'train[{kept}%:]'
+
+
+def _text_field(fields: dict[str, bool], spec: str) -> str:
+  """`fields`: is it text? by name."""
+  texts = [name for name, is_text in fields.items() if is_text]
+  if 'text' in texts or len(texts) == 1:
+    return 'text' if 'text' in texts else texts[0]
+  raise UserError(f'source {spec!r}: expected a field "text", or one text field; found {", ".join(fields) or "none"}')
+
+
+def _asset(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  del held_out  # corpora have splits of their own
+  from gpt_jax.data import corpora  # TFDS takes a second to import
+
+  choose('source asset', name, corpora.CORPORA)
+  return _from_builder(spec, corpora.corpus(name), split, split)
+
+
+def _tfds(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=str(cache.folder() / 'tfds'))
+    builder.download_and_prepare(file_format='array_record')
+  except tfds.core.registered.DatasetNotFoundError as error:
+    known = tfds.list_builders(with_community_datasets=False)
+    raise UserError(f'source {spec!r} is not in TFDS; {nearest(name, known)}'[:300]) from error
+  except Exception as error:  # a builder may fail in any way: no network, a missing package
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    raise UserError(f'source {spec!r}: TFDS could not prepare it ({said})') from error
+  return _from_builder(spec, builder, split, _part_of(builder.info.splits, split, held_out))
+
+
+def _from_builder(spec: str, builder: Any, split: str, part: str) -> Documents:
+  import tensorflow_datasets as tfds
+
+  field = _text_field({key: isinstance(kind, tfds.features.Text) for key, kind in builder.info.features.items()}, spec)
+  examples = builder.as_data_source(split=part)
+  identity = json.dumps([builder.info.full_name, part, len(examples), builder.info.dataset_size])
+  read = lambda: (example[field].decode('utf-8', 'surrogateescape') for example in examples)
+  return Documents(f'{spec} ({split})', identity, read)
+
+
+def _hub(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  try:
+    import datasets
+  except ImportError as error:
+    raise UserError(f'source {spec!r} needs the datasets library: pip install datasets') from error
+  path, _, config = name.partition(':')
+  try:
+    available = datasets.get_dataset_split_names(path, config or None)
+    part = _part_of(available, split, held_out)
+    examples = datasets.load_dataset(path, config or None, split=part)
+  except Exception as error:  # no network, no such data set, a config to choose: the library says which
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    raise UserError(f'source {spec!r}: could not be loaded ({said})') from error
+  field = _text_field({key: getattr(kind, 'dtype', '') == 'string' for key, kind in examples.features.items()}, spec)
+  identity = json.dumps([name, part, examples._fingerprint])
+  return Documents(f'{spec} ({split})', identity, lambda: (example[field] for example in examples))
