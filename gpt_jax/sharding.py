@@ -1,0 +1,116 @@
+"""Where arrays live: a mesh, and rules from parameter paths to its axes."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr
+
+from gpt_jax.types import Batch, UserError
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+Rules = tuple[tuple[str, P], ...]
+
+# The first pattern found in a parameter's path decides. A spec is of the trailing dimensions, so a leading axis of
+# layers stays whole. There is no catch-all: a new parameter needs a thought.
+RULES: Rules = (
+  (r'embed/embedding$', P('tensor', 'fsdp')),  # [V, D]
+  (r'positions/\w*table$', P(None, 'fsdp')),  # [T, D]
+  (r'attention/(query|key|value)/kernel$', P('fsdp', 'tensor', None)),  # [D, N, H]
+  (r'attention/(query|key|value)/bias$', P('tensor', None)),  # [N, H]
+  (r'attention/out/kernel$', P('tensor', None, 'fsdp')),  # [N, H, D]
+  (r'mlp/(gate|up)/kernel$', P('fsdp', 'tensor')),  # [D, F]
+  (r'mlp/(gate|up)/bias$', P('tensor')),  # [F]
+  (r'mlp/down/kernel$', P('tensor', 'fsdp')),  # [F, D]
+  (r'head/kernel$', P('fsdp', 'tensor')),  # [D, V]
+  (r'head/bias$', P('tensor')),  # [V]
+  (r'(attention/out|mlp/down)/bias$', P()),  # [D]
+  (r'norm\w*/(scale|bias)$', P()),  # [D] or [H]
+)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh with all of AXES; one size may be -1, whatever is left of the devices; a missing one is 1."""
+  count = len(jax.devices() if devices is None else devices)
+  for name in sizes:
+    if name not in AXES:
+      raise UserError(f'mesh.{name} is no axis; known: {", ".join(AXES)}')
+  shape = [sizes.get(axis, 1) for axis in AXES]
+  given = ' x '.join(f'{axis}={size}' for axis, size in zip(AXES, shape, strict=True) if size != 1) or 'data=1'
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+    raise UserError(f'mesh sizes {given}: each must be positive, and at most one -1')
+  known = math.prod(size for size in shape if size != -1)
+  if -1 in shape and count % known == 0:
+    shape[shape.index(-1)] = count // known
+  if math.prod(shape) != count:
+    raise UserError(f'mesh sizes {given} do not multiply to the {count} devices at hand; set one of them to -1')
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> P:
+  """The spec of a parameter by its path, right-aligned to its shape.
+
+  A mesh axis that doesn't divide its dimension (a vocabulary of 65 letters) is dropped: that dimension stays whole.
+  """
+  spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+  if spec is None:
+    raise UserError(f'no sharding rule for parameter {path}; add its path to sharding.RULES')
+  if len(spec) > len(shape):
+    raise UserError(f'the sharding rule {spec} of parameter {path} has more dimensions than its shape {shape}')
+  axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
+  return P(*(axis if size % _size(mesh, axis) == 0 else None for axis, size in zip(axes, shape, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """A mesh and the rules for what lives where on it. A run takes one."""
+
+  mesh: Mesh
+  rules: Rules = RULES
+
+  def params(self, params: Any) -> Any:
+    """A sharding for each parameter; `params` are arrays or their shapes."""
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: NamedSharding(self.mesh, spec_of(_name(path), leaf.shape, self.mesh, self.rules)), params
+    )
+
+  def state(self, state: Any) -> Any:
+    """A sharding for each array of a TrainState.
+
+    An optimiser's moment, whose path ends like its parameter's and has its shape, lives beside it. All else, counts
+    and Adafactor's factors, is small and everywhere.
+    """
+    shapes, shardings = (
+      {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+      for tree in (state.params, self.params(state.params))
+    )
+
+    def place(path, leaf):
+      ends = (_name(path[start:]) for start in range(len(path)))
+      name = next((end for end in ends if end in shapes and shapes[end].shape == leaf.shape), None)
+      return shardings[name] if name else NamedSharding(self.mesh, P())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+  def batch(self, batch: Batch) -> Batch:
+    """This host's rows, spread over `data` and `fsdp`."""
+    rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    parts = _size(self.mesh, ('data', 'fsdp'))
+    if rows % parts:
+      raise UserError(f'a batch of {rows} rows does not divide over data x fsdp = {parts} devices; pick a multiple')
+    sharding = NamedSharding(self.mesh, P(('data', 'fsdp')))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+  return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def _name(path: Any) -> str:
+  return keystr(path, simple=True, separator='/')

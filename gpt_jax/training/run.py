@@ -1,0 +1,198 @@
+"""Everything of a training run but its model, data and objective."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import statistics
+import threading
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, restore_params, save
+from gpt_jax.training.logs import Log
+from gpt_jax.training.loop import TrainState, fit, init_state, make_step
+from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer
+from gpt_jax.training.plots import plot
+from gpt_jax.training.table import parameter_table
+from gpt_jax.training.utilisation import utilisation
+from gpt_jax.training.workdir import prepare, read_json, write_json
+from gpt_jax.types import Batch, LossFn, Params, UserError
+
+
+@runtime_checkable
+class Placement(Protocol):
+  """Where arrays live; sharding.Placement is one."""
+
+  def state(self, state: Any) -> Any: ...
+  def batch(self, batch: Batch) -> Batch: ...
+
+
+def run(
+  workdir: str | os.PathLike,
+  config: Mapping[str, Any],
+  *,
+  init: Callable[[jax.Array], Params],
+  loss_fn: LossFn,
+  source: Callable[[int, TrainState], Iterable[Batch]],
+  placement: Placement,
+  tokens_per_step: Callable[[int], int],
+  flops_per_token: float | int,
+  evaluations: Mapping[str, Callable[[Params], Mapping[str, float]]] | None = None,
+  describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
+  summary: Callable[[Params], Mapping[str, Any]] = lambda params: {},
+) -> TrainState | None:
+  """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
+
+  Of `config` it reads num_steps, seed, microbatches, optimizer, log_every, eval_every, checkpoint_every and
+  keep_checkpoints (an `every` of 0: only at the end; evaluations are at the start too), and init_from, another run's
+  folder, whose parameters are the first. `source` gives batches of this host's rows, as numpy arrays.
+  An evaluation NAME that returns {'loss': x} makes the metric NAME_loss; validation_loss decides which checkpoint is
+  best. Evaluations and `summary`, whose result goes to result.json, see the averaged parameters where the optimiser
+  keeps an average. `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
+  None when the run was finished before. SIGINT and SIGTERM save and end the program.
+  """
+  workdir = pathlib.Path(workdir)
+  if prepare(workdir, config):
+    print(f'{workdir} is finished; to train again, use another --workdir.')
+    print(json.dumps(read_json(workdir / 'result.json'), indent=2))
+    return None
+  evaluations, num_steps = evaluations or {}, config['num_steps']
+  optimizer = make_optimizer(config['optimizer'], num_steps)
+  state, shardings = _begin(workdir, init, optimizer, config, placement)
+  start = int(state.step)
+  log = Log(
+    workdir,
+    start=start,
+    num_steps=num_steps,
+    log_every=config['log_every'],
+    learning_rates=learning_rates(config['optimizer'], num_steps),
+    tokens_per_step=tokens_per_step,
+    describe_batch=describe_batch,
+  )
+  validation = {line['step']: line['validation_loss'] for line in log.lines if line.get('validation_loss') is not None}
+  checkpoints = open_checkpoints(workdir, keep=config['keep_checkpoints'], score=validation.get)
+  evaluating = lambda index: bool(evaluations) and (index in (0, num_steps) or _due(config['eval_every'], index))
+
+  def evaluate(index: int, state: TrainState) -> None:
+    line: dict[str, float | int] = {'step': index}
+    for name, evaluation in evaluations.items():
+      line |= {f'{name}_{key}': float(value) for key, value in evaluation(_best_of(state)).items()}
+    log.write(line)
+    if log.lines[-1].get('validation_loss') is not None:
+      validation[index] = line['validation_loss']
+    plot(workdir, log.lines)
+    tqdm.write(', '.join(f'{name} {value:.4f}' if name != 'step' else f'step {value}' for name, value in line.items()))
+
+  def milestone(index: int, state: TrainState, metrics: Any) -> None:
+    """Saves, then evaluates: what goes wrong in an evaluation costs no training."""
+    del metrics
+    last = index == num_steps
+    if not (last or stops or evaluating(index) or _due(config['checkpoint_every'], index)):
+      return
+    with log.paused():
+      if not _all_finite(state):
+        raise UserError(f'the parameters or moments are not finite after step {index}: lower optimizer.learning_rate')
+      save(checkpoints, index, state)
+      if stops:
+        checkpoints.wait_until_finished()
+        tqdm.write(f'Stopped and saved after step {index}. The same command goes on from there.')
+        raise SystemExit(128 + stops[0])
+      if evaluating(index):
+        evaluate(index, state)
+
+  step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
+  placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
+  with _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
+    if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
+      with log.paused():
+        evaluate(start, state)
+    state = fit(state, placed, step, num_steps=num_steps, hooks=(log, milestone))
+    checkpoints.wait_until_finished()
+    plot(workdir, log.lines)
+    write_json(workdir / 'result.json', {**_result(log, flops_per_token, state.params), **summary(_best_of(state))})
+  return state
+
+
+def _begin(
+  workdir: pathlib.Path,
+  init: Callable[[jax.Array], Params],
+  optimizer: optax.GradientTransformation,
+  config: Mapping[str, Any],
+  placement: Placement,
+) -> tuple[TrainState, TrainState]:
+  """The state to start from, born, taken from another run or restored, in its place; and its shardings."""
+  birth = lambda key: init_state(init(key), optimizer)
+  key = jax.random.key(config['seed'])
+  shapes = jax.eval_shape(birth, key)
+  shardings = placement.state(shapes)
+  placed = jax.tree.map(
+    lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+  )
+  step = latest_step(workdir)
+  if step is not None:
+    print(f'Resuming {workdir} after step {step}.')
+    return restore(workdir, placed, step), shardings
+  print(parameter_table(shapes.params))
+  if not config.get('init_from'):
+    return jax.jit(birth, out_shardings=shardings)(key), shardings
+  params = restore_params(config['init_from'], placed.params)
+  return jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings)(params), shardings
+
+
+def _best_of(state: TrainState) -> Params:
+  average = averaged(state.opt_state)
+  return state.params if average is None else average
+
+
+def _due(every: int, index: int) -> bool:
+  return every > 0 and index % every == 0
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+  floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
+
+
+def _result(log: Log, flops_per_token: float | int, params: Params) -> dict[str, Any]:
+  """The last values, and speeds over the whole run; the median leaves out a pause of the machine."""
+  timings = ('learning_rate', 'tokens_per_second', 'grad_norm')
+  result = {name: value for line in log.lines for name, value in line.items() if name not in timings}
+  result['parameters'] = sum(leaf.size for leaf in jax.tree.leaves(params))
+  scored = [(line['validation_loss'], line['step']) for line in log.lines if line.get('validation_loss') is not None]
+  if scored:
+    result['best_validation_loss'], result['best_step'] = min(scored)
+  speeds = [line['tokens_per_second'] for line in log.lines if 'tokens_per_second' in line]
+  if speeds:
+    speed = statistics.median(speeds)
+    result |= {'tokens_per_second': speed, **utilisation(speed, flops_per_token)}
+  return {**result, 'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """Collects SIGINT and SIGTERM; a second one acts as it did before."""
+  stops: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield stops
+    return
+
+  def note(number, frame):
+    del frame
+    stops.append(number)
+    signal.signal(number, before[number])
+    tqdm.write('Saving before leaving; again to leave at once.')
+
+  before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield stops
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
