@@ -1,0 +1,87 @@
+"""Every field of a pretraining run, with what it is when a config says nothing."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """A run that is complete but for its model and data."""
+  return ConfigDict({
+    'num_steps': 1000,
+    'batch_size': 32,  # rows of `context` tokens
+    'context': 256,  # tokens
+    'microbatches': 1,
+    'seed': 0,
+    'init_from': '',  # a workdir whose parameters training starts from
+    'model': {
+      'family': 'gpt2_small',
+      # What of the family is replaced; None: nothing. Parts are written as names, such as 'rotary(theta=1e5)'.
+      'vocab_size': placeholder(int),  # None: the tokenizer's
+      'num_layers': placeholder(int),
+      'model_dim': placeholder(int),
+      'num_heads': placeholder(int),
+      'num_kv_heads': placeholder(int),
+      'head_dim': placeholder(int),
+      'mlp': placeholder(str),  # 'gelu(3072)', 'swiglu(1536)', ...
+      'residual': placeholder(str),  # 'pre', 'post(alpha=2.0)', 'parallel'
+      'norm': placeholder(str),  # 'layer', 'rms'
+      'positions': placeholder(str),  # 'none', 'learned(1024)', 'learned_2d(1024)'
+      'rotation': placeholder(str),  # 'none', 'rotary(fraction=0.5)', 'rotary(scaling=llama3)'
+      'score_bias': placeholder(str),  # 'none', 'alibi'
+      'attention': placeholder(str),  # 'dense', 'dense, banded(128)', 'dense(causal | prefix)'
+      'init': placeholder(str),  # 'normal(0.02)', 'scaled_normal', 'xavier(gain=0.1)'
+      'use_bias': placeholder(bool),
+      'qkv_bias': placeholder(bool),
+      'tie_embeddings': placeholder(bool),
+      'logit_softcap': placeholder(float),
+      'embedding_dropout': placeholder(float),
+      'attention_dropout': placeholder(float),
+      'residual_dropout': placeholder(float),
+      'dtype': placeholder(str),  # of computation: 'float32', 'bfloat16'
+      'remat': placeholder(str),  # 'none', 'dots', 'full'
+      'stacked': placeholder(bool),
+    },
+    'data': {
+      'source': '',  # asset:NAME, file:PATH, tfds:NAME or hf:NAME; several by commas
+      'weights': placeholder(tuple),  # of several sources; None: all alike
+      'tokenizer': 'gpt2',  # bytes, chars, gpt2, gpt1:FOLDER, bpe:SIZE, json:FILE, sentencepiece:FILE
+      'held_out': 0.1,  # fraction, where a source has no validation split of its own
+      'separate_documents': False,  # True: documents packed in one row do not see each other
+    },
+    'loss': {
+      'z_loss': 0.0,
+      'chunk': 0,  # places of a row whose logits exist at once; 0: all
+    },
+    'optimizer': {
+      'name': 'adamw',  # adafactor, lion, muon, sgd
+      'learning_rate': 3e-4,
+      'warmup_steps': 0,
+      'schedule': 'cosine',  # linear, constant, wsd, inverse_sqrt
+      'decay_steps': 0,  # 0: num_steps
+      'end_fraction': 0.1,
+      'cooldown_fraction': 0.2,  # of wsd
+      'b1': 0.9,
+      'b2': 0.95,
+      'eps': 1e-8,
+      'momentum': 0.95,  # of muon and sgd
+      'weight_decay': 0.1,
+      'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths
+      'clip_norm': 1.0,
+      'ema': 0.0,
+    },
+    'batch_ramp': {
+      'first_rows': 0,  # 0: no ramp
+      'ramp_tokens': 0,
+    },
+    'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1},
+    'log_every': 10,
+    'eval_every': 0,  # 0: at the start and the end only
+    'eval_batch_size': 32,
+    'checkpoint_every': 0,
+    'keep_checkpoints': 2,
+    'sample': {
+      'prompt': '',  # '': no samples
+      'max_new_tokens': 200,
+      'temperature': 0.8,
+    },
+  })  # fmt: skip

@@ -1,0 +1,54 @@
+"""What every experiment does before and after its work: flags, one line for bad input, compiled programs kept."""
+
+from collections.abc import Callable, Sequence
+import re
+import sys
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+import jax
+
+from gpt_jax.data import cache
+from gpt_jax.types import UserError
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs `main` under absl. Bad input ends in one line on standard error and exit code 2."""
+  # A kept program costs no time to compile again, in this run or the next.
+  jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+  def guarded(arguments: Sequence[str]) -> None:
+    if arguments[1:]:
+      _leave(f'{arguments[1]!r} is not a flag: write --NAME=VALUE')
+    try:
+      main(arguments)
+    except UserError as error:
+      _leave(str(error))
+
+  logging.set_verbosity(logging.ERROR)
+  app.run(guarded, flags_parser=_parse)
+
+
+def required(flag: flags.FlagHolder) -> Any:
+  """The value of a flag that has no default."""
+  if flag.value in (None, ''):
+    raise UserError(f'--{flag.name} is missing: {flags.FLAGS[flag.name].help}')
+  return flag.value
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(arguments)
+  except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, ImportError) as error:
+    # config_flags lets the errors of ConfigDict and of loading a file through, some of them many lines long.
+    message = str(error.args[0] if isinstance(error, KeyError | AttributeError) and error.args else error)
+    misspelt = re.search(r'Did you mean "(.*)" instead of "(.*)"', message)
+    if misspelt:
+      _leave(f'the config has no field {misspelt[2]!r}; did you mean {misspelt[1]!r}?')
+    _leave(' '.join(message.split()))
+
+
+def _leave(message: str) -> NoReturn:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)

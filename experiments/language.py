@@ -1,0 +1,112 @@
+"""From configs and finished runs to models, tokenizers and text."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.data import tokenizers
+from gpt_jax.data.rows import Rows, in_order, tokenize
+from gpt_jax.data.sources import documents
+from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.parts import from_config
+from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.objectives.likelihood import next_token_loss
+from gpt_jax.training.checkpoints import restore_params
+from gpt_jax.training.workdir import read_json
+from gpt_jax.types import Params, UserError
+
+
+def sources_of(data: Mapping[str, Any]) -> list[str]:
+  """The names of config.data.source."""
+  names = [name.strip() for name in data['source'].split(',') if name.strip()]
+  if not names:
+    raise UserError('config.data.source is empty; give asset:NAME, file:PATH, tfds:NAME or hf:NAME')
+  return names
+
+
+def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> TransformerConfig:
+  """The model of a run, with the tokenizer's vocabulary unless the config names a larger one."""
+  model = dict(config['model'])
+  model['vocab_size'] = model['vocab_size'] or tokenizer.vocab_size
+  size, needed = model['vocab_size'], tokenizer.vocab_size
+  if size < needed:
+    raise UserError(f'config.model.vocab_size = {size} is less than the {needed} of the tokenizer; leave it out')
+  return from_config(model)
+
+
+def check_context(model: TransformerConfig, context: int) -> None:
+  """A row must not be longer than the model has learned positions."""
+  if model.positions is not None and model.positions.length < context:
+    raise UserError(f'config.context = {context} exceeds the {model.positions.length} learned positions of the model')
+
+
+def rows(config: Mapping[str, Any], tokenizer: Tokenizer, split: str, *, drop_remainder: bool) -> list[Rows]:
+  """Rows of each source of config.data, of `config.context` tokens."""
+  data = config['data']
+  streams = [tokenize(documents(name, split, data['held_out']), tokenizer) for name in sources_of(data)]
+  return [Rows(stream, config['context'], data['separate_documents'], drop_remainder) for stream in streams]
+
+
+def weights_of(data: Mapping[str, Any]) -> list[float]:
+  """The mixture's weights, alike where the config gives none."""
+  return list(data['weights'] or (1.0,) * len(sources_of(data)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A model that can be used: what a finished or stopped run leaves."""
+
+  model: LanguageModel
+  params: Params
+  tokenizer: Tokenizer
+  config: Mapping[str, Any]
+
+
+def tokenizer_of(workdir: str) -> Tokenizer:
+  """The tokenizer of a run.
+
+  Raises:
+    UserError: the folder is not a run's.
+  """
+  if not (pathlib.Path(workdir) / 'config.json').exists():
+    raise UserError(f'{workdir} is not the folder of a run: it has no config.json')
+  return tokenizers.load(pathlib.Path(workdir) / 'tokenizer')
+
+
+def load(workdir: str) -> Trained:
+  """The model, last parameters, tokenizer and config of a run's folder.
+
+  Raises:
+    UserError: the folder is not a run's, or has no checkpoint yet.
+  """
+  folder = pathlib.Path(workdir)
+  tokenizer = tokenizer_of(workdir)
+  config = read_json(folder / 'config.json')['config']
+  model = LanguageModel(model_config(config, tokenizer).evaluated())
+  return Trained(model, restore_params(folder, shapes_of(model)), tokenizer, config)
+
+
+def shapes_of(model: LanguageModel) -> Params:
+  """The parameters' shapes, without making them."""
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+
+Evaluation = Callable[[Params], dict[str, float]]
+
+
+def validation(model: LanguageModel, held_out: list[Rows], batch_size: int) -> Evaluation:
+  """Loss in nats a token, perplexity and bits per byte of all held-out text."""
+  loss_fn = next_token_loss(model)
+  num_bytes = sum(rows.stream.num_bytes for rows in held_out)
+
+  def evaluation(params: Params) -> dict[str, float]:
+    batches = (batch for rows in held_out for batch in in_order(rows, batch_size))
+    return evaluate(loss_fn, params, batches, num_bytes=num_bytes)
+
+  return evaluation

@@ -1,0 +1,103 @@
+"""Trains a language model on text.
+
+python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=DIR [--config.FIELD=VALUE ...]
+"""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from experiments import command, language
+from gpt_jax.data import mixture, tokenizers
+from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.models.flops import training_flops
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.objectives.likelihood import next_token_loss
+from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.training.run import run
+from gpt_jax.training.schedules import BatchRamp
+from gpt_jax.training.workdir import prepare
+from gpt_jax.types import Params
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/pretrain')
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it writes, and where it goes on from')
+
+
+def pretrain(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
+  prepare(workdir, config)
+  data, context = config['data'], config['context']
+  if config['init_from']:
+    tokenizer = language.tokenizer_of(config['init_from'])
+  else:
+    tokenizer = tokenizers.tokenizer(data['tokenizer'], language.sources_of(data), data['held_out'])
+  tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  cfg = language.model_config(config, tokenizer)
+  language.check_context(cfg, context)
+  rows = language.rows(config, tokenizer, 'train', drop_remainder=True)
+  held_out = language.rows(config, tokenizer, 'validation', drop_remainder=False)
+
+  model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
+  loss = dict(config['loss'])
+  loss['chunk'] = loss['chunk'] or None
+  placement = Placement(make_mesh(config['mesh']))
+  ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
+  batches = mixture.prefetched(
+    mixture.batches(
+      rows,
+      language.weights_of(data),
+      ramp.start,
+      config['seed'],
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+    )
+  )
+  evaluations = {'validation': language.validation(evaluated, held_out, config['eval_batch_size'])}
+  if config['sample']['prompt']:
+    evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'])
+  state = run(
+    workdir,
+    config,
+    init=lambda key: evaluated.init(key, jax.numpy.zeros((1, 1), int)),
+    loss_fn=next_token_loss(model, **loss),
+    source=lambda index, state: [batches(index)],
+    placement=placement,
+    tokens_per_step=lambda index: ramp.rows(index) * context,
+    flops_per_token=training_flops(cfg, context),
+    evaluations=evaluations,
+    describe_batch=lambda index: f'rows {ramp.start(index)} to {ramp.start(index + 1) - 1} of seed {config["seed"]}',
+  )
+  if state is not None:
+    print(f'Done: {workdir} has result.json and plots. To see what it learned:')
+    print(f'  python -m experiments.generate --model={workdir} --prompt="{config["sample"]["prompt"] or "Once"}"')
+
+
+def sampled(model: LanguageModel, tokenizer: tokenizers.Tokenizer, sample: Mapping[str, Any]) -> language.Evaluation:
+  """Prints what the model writes after a prompt: no number, but the first thing to look at."""
+
+  def evaluation(params: Params) -> dict[str, float]:
+    prompt = tokenizer.encode(sample['prompt'])
+    (completion,) = generate(
+      model,
+      params,
+      [prompt],
+      max_new_tokens=sample['max_new_tokens'],
+      sampling=Sampling(temperature=sample['temperature']),
+    )
+    print('-' * 80, tokenizers.decode(tokenizer, [*prompt, *completion.tokens]).strip(), '-' * 80, sep='\n', flush=True)
+    return {}
+
+  return evaluation
+
+
+def main(_: Any) -> None:
+  pretrain(command.required(CONFIG).to_dict(), command.required(WORKDIR))
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,59 @@
+"""Runs an experiment as a user does: its main, by its flags, in this process or one of its own."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = 'configs/pretrain/tiny.py'
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  code: int
+  out: str
+  err: str
+
+
+def call(capfd: pytest.CaptureFixture, name: str, *arguments: str) -> Ended:
+  """The main of experiments.NAME in this process: no second for imports, and programs once compiled are kept."""
+  module = importlib.import_module(f'experiments.{name}')
+  from experiments import command
+
+  argv, code, folder = sys.argv, 0, pathlib.Path.cwd()
+  try:
+    os.chdir(ROOT)
+    sys.argv = [name, *arguments]
+    with flagsaver.flagsaver():
+      flags.FLAGS.unparse_flags()
+      command.run(module.main)
+  except SystemExit as ended:
+    code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+  finally:
+    sys.argv = argv
+    os.chdir(folder)
+  out, err = capfd.readouterr()
+  return Ended(code, out, err)
+
+
+def command_line(name: str, arguments: Sequence[str], devices: int = 1) -> dict:
+  """What subprocess needs to run experiments.NAME on so many CPU devices."""
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  return {'args': [sys.executable, '-m', f'experiments.{name}', *arguments], 'cwd': ROOT, 'env': environment}
+
+
+def spawn(name: str, *arguments: str, devices: int = 1) -> Ended:
+  """The main of experiments.NAME in a process of its own."""
+  done = subprocess.run(
+    **command_line(name, arguments, devices), capture_output=True, text=True, timeout=300, check=False
+  )
+  return Ended(done.returncode, done.stdout, done.stderr)
