@@ -1,0 +1,47 @@
+# Each target does its own set-up, in .venv; a second call finds it done.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow test-assets lint bench clean
+
+quickstart: .venv/core
+	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m slow
+
+test-assets: .venv/test
+	$(BIN)/python -m pytest -m assets
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/bench
+	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/loss_memory.py
+
+# Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
+.venv/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt_jax needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv || \
+	  { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install -q pip; }
+
+.venv/core: .venv/bin/pip setup.py
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+.venv/test: .venv/core
+	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv/bench: .venv/core
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

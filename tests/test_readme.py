@@ -1,0 +1,77 @@
+"""What the README says to type works: every command and every block of Python, at the smallest size."""
+
+import contextlib
+import io
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from tests.experiments.program import ROOT, TINY, call, spawn
+
+README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+SMALL = [
+  '--config.num_steps=2',
+  '--config.batch_size=8',
+  '--config.eval_batch_size=8',
+  '--config.sample.max_new_tokens=5',
+]
+TEXT = ['--config.data.source=file:LICENSE', '--config.data.held_out=0.05']
+
+
+def blocks(language: str) -> list[str]:
+  return re.findall(rf'^```{language}\n(.*?)^```', README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[tuple[str, str]]:
+  """Each command, and what the README shows after it."""
+  parts = [part for block in blocks('console') for part in re.split(r'^\$ ', block, flags=re.MULTILINE) if part]
+  return [(part.split('\n', 1)[0], part.split('\n', 1)[1]) for part in parts]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('readme') / 'run'
+  assert spawn('pretrain', f'--config={TINY}', *TEXT, f'--workdir={workdir}', '--config.context=64').code == 0
+  return workdir
+
+
+def test_there_are_commands():
+  assert len(commands()) > 5 and blocks('python')
+
+
+@pytest.mark.parametrize(('command', 'shown'), commands())
+def test_command(command, shown, trained, tmp_path, capfd):
+  words = shlex.split(command)
+  if words[0] == 'make':
+    assert subprocess.run(['make', '-n', *words[1:]], cwd=ROOT, capture_output=True, check=False).returncode == 0
+    return
+  assert words[:2] == ['python', '-m']
+  name = words[2].removeprefix('experiments.')
+  if name == 'pretrain':
+    words = [re.sub(r'^--workdir=runs', f'--workdir={tmp_path}', word) for word in words]
+    ended = call(capfd, name, *words[3:], *SMALL, *TEXT)
+  else:
+    words = [re.sub(r'^--model=runs/\w+', f'--model={trained}', word) for word in words]
+    words = [re.sub(r'^--prompt=.*', '--prompt=License', word) for word in words]
+    ended = spawn(name, *(re.sub(r'^--max_new_tokens=.*', '--max_new_tokens=20', word) for word in words[3:]))
+  if shown.startswith('error: '):
+    assert ended.code == 2 and ended.err.strip() == shown.strip()
+  else:
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize('block', blocks('python'))
+def test_python(block):
+  """It prints what the comments behind its prints say."""
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    exec(block, {})
+  assert printed.getvalue().split() == re.findall(r'print\(.*  # (.*)', block)
+
+
+def test_every_make_target_it_names_is_there():
+  targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+  assert set(re.findall(r'make ([\w-]+)', README)) <= targets
