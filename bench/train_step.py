@@ -171,6 +171,7 @@ def serve(contestant, shape, dtype, threads, mode, warmup):
   print(json.dumps({'loss': losses[0], 'warmup_s': time.perf_counter() - start}), flush=True)
   for line in sys.stdin:
     steps = int(line)
+    take_step()  # memory and caches are its own again
     start = time.perf_counter()
     for _ in range(steps):
       loss = take_step()
@@ -201,6 +202,7 @@ def compete(shape_name, dtype, options):
             file=sys.stderr)  # fmt: skip
     for _ in range(options.rounds):
       for name, process in workers.items():
+        time.sleep(0.5)  # OpenMP's threads spin for a while after their work
         process.stdin.write('1\n' if shape_name == 'gpt2_small' else '3\n')
         process.stdin.flush()
         seconds[name].append(answer(process)['seconds'])
