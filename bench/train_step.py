@@ -189,6 +189,7 @@ def compete(shape_name, dtype, options):
   """Median seconds per step of every contestant, measured in turns."""
   command = [sys.executable, __file__, '--worker']
   tail = [shape_name, dtype, '--threads', str(options.threads), '--compile_mode', options.compile_mode]
+  tail += ['--quick'] * options.quick
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': str(options.threads)}
   workers, seconds = {}, {name: [] for name in options.contestants}
   try:
@@ -197,6 +198,7 @@ def compete(shape_name, dtype, options):
         [*command, name, *tail], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
       )
       workers[name] = process
+    for name, process in workers.items():
       ready = answer(process)
       print(f'  {shape_name} {dtype} {name}: first loss {ready["loss"]:.4f}, {ready["warmup_s"]:.0f} s to warm up',
             file=sys.stderr)  # fmt: skip
@@ -215,7 +217,7 @@ def compete(shape_name, dtype, options):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--quick', action='store_true', help='fewer rounds, without eager PyTorch')
+  parser.add_argument('--quick', action='store_true', help='one round, without eager PyTorch')
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int)
   parser.add_argument('--compile_mode', default='default', help='the mode of torch.compile')
@@ -226,9 +228,11 @@ def main():
   options = parser.parse_args()
   if options.worker:
     contestant, shape_name, dtype = options.worker
-    serve(contestant, SHAPES[shape_name], dtype, options.threads, options.compile_mode, warmup=3)
+    serve(
+      contestant, SHAPES[shape_name], dtype, options.threads, options.compile_mode, warmup=1 if options.quick else 3
+    )
     return
-  options.rounds = options.rounds or (3 if options.quick else 7)
+  options.rounds = options.rounds or (1 if options.quick else 7)
   options.contestants = options.contestants or [c for c in CONTESTANTS if not (options.quick and c == 'torch_eager')]
   ratios, raw = {}, {}
   print(f'{"shape":<12} {"dtype":<10} {"contestant":<14} {"ms/step":>9} {"tokens/s":>9} {"ours/theirs":>12}')

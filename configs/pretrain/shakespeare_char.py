@@ -33,6 +33,6 @@ def get_config():
   config.data.source = 'asset:shakespeare'
   config.data.tokenizer = 'chars'
   config.optimizer.update({'name': 'muon', 'learning_rate': 4e-3, 'warmup_steps': 100, 'end_fraction': 0.0, 'b2': 0.99})
-  config.eval_every = 700
+  config.eval_every = 350
   config.sample.prompt = 'ROMEO. '
   return config
