@@ -16,12 +16,12 @@ import optax
 from tqdm import tqdm
 
 from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, restore_params, save
+from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
 from gpt_jax.training.loop import TrainState, fit, init_state, make_step
 from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer
 from gpt_jax.training.plots import plot
 from gpt_jax.training.table import parameter_table
-from gpt_jax.training.utilisation import utilisation
 from gpt_jax.training.workdir import prepare, read_json, write_json
 from gpt_jax.types import Batch, LossFn, Params, UserError
 

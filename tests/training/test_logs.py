@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.training import utilisation
+from gpt_jax.training import hardware
 from gpt_jax.training.logs import keep_lines, read_lines
 from gpt_jax.training.plots import _held_out, plot, smoothed
 from gpt_jax.types import UserError
@@ -64,14 +64,14 @@ def test_plots(tmp_path):
 def test_known_chips(monkeypatch, kind, peak):
   device = type('Device', (), {'device_kind': kind})
   monkeypatch.setattr(jax, 'devices', lambda: [device])
-  found, source = utilisation.peak_flops()
+  found, source = hardware.peak_flops()
   assert found == peak * 8
   assert kind in source
   # 1,000 tokens a second of a model of 1e12 FLOPs each, by hand.
-  assert utilisation.utilisation(1000.0, 1e12)['mfu_palm'] == pytest.approx(1e15 / (8 * peak))
+  assert hardware.utilisation(1000.0, 1e12)['mfu_palm'] == pytest.approx(1e15 / (8 * peak))
 
 
 def test_unknown_chip_is_measured():
-  peak, source = utilisation.peak_flops()
+  peak, source = hardware.peak_flops()
   assert 1e9 < peak < 1e14
   assert source == 'measured float32 matmul'
