@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from gpt_jax.training.loop import TrainState
@@ -57,6 +56,8 @@ class Log:
     tokens_per_step: Callable[[int], int],
     describe_batch: Callable[[int], str],
   ):
+    from tensorboardX import SummaryWriter  # loads torch where that is installed
+
     self.lines = keep_lines(workdir, start)
     self._file = (pathlib.Path(workdir) / 'metrics.jsonl').open('a')
     self._events = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start + 1)
