@@ -24,6 +24,7 @@ lint: .venv/test
 bench: .venv/bench
 	$(BIN)/python bench/train_step.py
 	$(BIN)/python bench/loss_memory.py
+	$(BIN)/python bench/loop.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
 .venv/bin/pip:
