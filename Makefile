@@ -2,16 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-assets lint bench clean
+.PHONY: quickstart test test-assets lint bench clean
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
 
 test: .venv/test
 	$(BIN)/python -m pytest
-
-test-slow: .venv/test
-	$(BIN)/python -m pytest -m slow
 
 test-assets: .venv/test
 	$(BIN)/python -m pytest -m assets
