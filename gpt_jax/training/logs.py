@@ -125,7 +125,10 @@ class Log:
     try:
       yield
     finally:
-      self._began += time.perf_counter() - before
+      pause = time.perf_counter() - before
+      self._began += pause
+      self._bar.start_t += pause  # the bar's speed and time left are of training alone
+      self._bar.last_print_t += pause
 
   def close(self) -> None:
     self._bar.close()
