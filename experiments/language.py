@@ -6,20 +6,19 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gpt_jax.data import tokenizers
 from gpt_jax.data.rows import Rows, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
-from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.workdir import read_json
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Batch, Params, UserError
 
 
 def sources_of(data: Mapping[str, Any]) -> list[str]:
@@ -89,24 +88,28 @@ def load(workdir: str) -> Trained:
   tokenizer = tokenizer_of(workdir)
   config = read_json(folder / 'config.json')['config']
   model = LanguageModel(model_config(config, tokenizer).evaluated())
-  return Trained(model, restore_params(folder, shapes_of(model)), tokenizer, config)
-
-
-def shapes_of(model: LanguageModel) -> Params:
-  """The parameters' shapes, without making them."""
-  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  return Trained(model, restore_params(folder, parameter_shapes(model)), tokenizer, config)
 
 
 Evaluation = Callable[[Params], dict[str, float]]
 
 
-def validation(model: LanguageModel, held_out: list[Rows], batch_size: int) -> Evaluation:
-  """Loss in nats a token, perplexity and bits per byte of all held-out text."""
+def validation(
+  model: LanguageModel,
+  held_out: list[Rows],
+  batch_size: int,
+  place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Evaluation:
+  """Loss in nats a token, perplexity and bits per byte of all held-out text; `place` puts a batch on the mesh.
+
+  Bytes are all of the text's, also of the first token of a text, or of a document apart, which nothing predicts.
+  """
   loss_fn = next_token_loss(model)
   num_bytes = sum(rows.stream.num_bytes for rows in held_out)
 
   def evaluation(params: Params) -> dict[str, float]:
-    batches = (batch for rows in held_out for batch in in_order(rows, batch_size))
+    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
+    batches = (place(batch) for rows in held_out for batch in in_order(rows, batch_size, **hosts))
     return evaluate(loss_fn, params, batches, num_bytes=num_bytes)
 
   return evaluation

@@ -57,7 +57,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
       hosts=jax.process_count(),
     )
   )
-  evaluations = {'validation': language.validation(evaluated, held_out, config['eval_batch_size'])}
+  evaluations = {'validation': language.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)}
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'])
   state = run(

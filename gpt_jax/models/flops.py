@@ -1,16 +1,14 @@
 """How much arithmetic a training step asks for."""
 
 import jax
-import jax.numpy as jnp
 
-from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.transformer import TransformerConfig
 
 
 def matmul_parameters(config: TransformerConfig) -> int:
   """Parameters a token is multiplied with: linear layers and the unembedding, not tables that are looked up."""
-  model = LanguageModel(config.evaluated())
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  shapes = parameter_shapes(LanguageModel(config.evaluated()))
   kernels = [
     leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if 'kernel' in jax.tree_util.keystr(path)
   ]

@@ -2,13 +2,14 @@
 
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.models.attention import Cache
 from gpt_jax.models.layers import unembed
 from gpt_jax.models.transformer import Transformer, TransformerConfig
-from gpt_jax.types import Layout
+from gpt_jax.types import Layout, Params
 
 
 @struct.dataclass
@@ -38,8 +39,8 @@ class LanguageModel(nn.Module):
     self, tokens: Int[Array, 'B T'], layout: Layout | None = None, cache: Cache | None = None
   ) -> tuple[Float[Array, 'B T V'], Cache | None]:
     """Logits, and the cache that has read the tokens when one is given."""
-    hidden, unembed, cache = self.features(tokens, layout, cache)
-    return unembed(hidden), cache
+    hidden, unembedding, cache = self.features(tokens, layout, cache)
+    return unembedding(hidden), cache
 
   def features(
     self, tokens: Int[Array, 'B T'], layout: Layout | None = None, cache: Cache | None = None
@@ -48,3 +49,8 @@ class LanguageModel(nn.Module):
     hidden, cache = self.transformer(tokens, layout, cache)
     table = self.transformer.embed.embedding if self.config.tie_embeddings else self.unembed.embedding
     return hidden, Unembedding(table, self.config.logit_softcap), cache
+
+
+def parameter_shapes(model: LanguageModel) -> Params:
+  """The shapes of a model's parameters, without making them."""
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))

@@ -39,7 +39,7 @@ class TransformerConfig:
   head_dim: int | None = None
   """None: model_dim / num_heads."""
   residual: PreNorm | PostNorm | Parallel = PreNorm()
-  norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(epsilon=1e-5)
+  norm: nn.LayerNorm | nn.RMSNorm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
   positions: Learned | Learned2D | None = None
   rotation: Rotary | Rotary2D | None = None
   score_bias: Alibi | None = None

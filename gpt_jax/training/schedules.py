@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.names import choose
+from gpt_jax.types import UserError
 
 
 def _wsd(peak: float, config: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -55,6 +56,8 @@ class BatchRamp:
   """
 
   def __init__(self, rows: int, row_tokens: int, *, first_rows: int, ramp_tokens: int):
+    if ramp_tokens > 0 and not 1 <= first_rows <= rows:
+      raise UserError(f'batch_ramp.first_rows = {first_rows} must be from 1 to the batch_size of {rows}')
     stages = []  # (steps before, rows before, rows of a step), one for each size
     step = row = 0
     size = first_rows

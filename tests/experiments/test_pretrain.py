@@ -161,6 +161,7 @@ def test_training_moves_to_eight_devices_midway(text, tmp_path, capfd):
     (['--config.optimizer.schedule=cosin'], "did you mean 'cosine'?"),
     (['--config.mesh.data=3'], 'devices'),
     (['--config.microbatches=3'], 'microbatches=3'),
+    (['--config.batch_ramp.ramp_tokens=1000'], 'batch_ramp.first_rows = 0 must be from 1 to'),
     (['--config.optimizer.learning_rate=1e30', '--config.optimizer.clip_norm=0.0'], 'is nan; its batch was rows'),
     (['--config.batch_size=9', '--config.eval_batch_size=8'], 'batch of 9 rows'),
     (['--workdir='], '--workdir is missing'),
