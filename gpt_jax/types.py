@@ -20,6 +20,10 @@ class UserError(Exception):
   """Bad input: the message, one line, names the field or file and the remedy; a program ends on it with code 2."""
 
 
+class Diverged(UserError):
+  """Training left the finite numbers: an error to who wanted the model, a result to who compares recipes."""
+
+
 @struct.dataclass
 class Mean:
   """A weighted mean that adds: over micro-batches, devices and the odd last batch of an evaluation."""

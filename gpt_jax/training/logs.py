@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gpt_jax.training.loop import TrainState
 from gpt_jax.training.workdir import write_whole
-from gpt_jax.types import Metrics, UserError
+from gpt_jax.types import Diverged, Metrics, UserError
 
 
 def read_lines(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ class Log:
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(values[name]):
         batch = self._describe_batch(index - 1)
-        raise UserError(
+        raise Diverged(
           f'{name} of step {index} is {values[name]}; its batch was {batch}; look at it, or lower the learning rate'
         )
     self._tokens += self._tokens_per_step(index - 1)

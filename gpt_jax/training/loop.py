@@ -1,11 +1,13 @@
 """One step and one loop, for every objective."""
 
 from collections.abc import Callable, Iterable, Sequence
+import functools
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params, UserError
@@ -67,8 +69,8 @@ def make_step(
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))[0]
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+  def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(jax.random.wrap_key_data(key), state.step)
     gradients, sums = summed(state.params, batch, rng)
     metrics = {name: Mean(*pair) for name, pair in sums.items()}
     gradients = jax.tree.map(lambda total: Mean(total, metrics['loss'].weight).value, gradients)
@@ -76,7 +78,9 @@ def make_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
-  return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+  compiled = jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+  # The seed is an argument, not a constant of the program: runs that differ in it share one compilation.
+  return functools.partial(compiled, key=np.asarray(jax.random.key_data(jax.random.key(seed))))
 
 
 def _cut(array: jax.Array, parts: int) -> jax.Array:

@@ -23,7 +23,7 @@ from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer
 from gpt_jax.training.plots import plot
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
-from gpt_jax.types import Batch, LossFn, Params, UserError
+from gpt_jax.types import Batch, Diverged, LossFn, Params
 
 
 @runtime_checkable
@@ -46,7 +46,7 @@ def run(
   flops_per_token: float | int,
   evaluations: Mapping[str, Callable[[Params], Mapping[str, float]]] | None = None,
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
-  summary: Callable[[Params], Mapping[str, Any]] = lambda params: {},
+  summary: Callable[[Params], dict[str, Any]] = lambda params: {},
 ) -> TrainState | None:
   """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
 
@@ -55,7 +55,9 @@ def run(
   folder, whose parameters are the first. `source` gives batches of this host's rows, as numpy arrays.
   An evaluation NAME that returns {'loss': x} makes the metric NAME_loss; validation_loss decides which checkpoint is
   best. Evaluations and `summary`, whose result goes to result.json, see the averaged parameters where the optimiser
-  keeps an average. `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
+  keeps an average. What depends on the machine stands in result.json under `speed`; all else, two runs of one config
+  have alike. A run that leaves the finite numbers leaves diverged.json. `describe_batch(index)` says which rows the
+  batch after `index` steps has, for error messages.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
   """
   workdir = pathlib.Path(workdir)
@@ -98,7 +100,7 @@ def run(
       return
     with log.paused():
       if not _all_finite(state):
-        raise UserError(f'the parameters or moments are not finite after step {index}: lower optimizer.learning_rate')
+        raise Diverged(f'the parameters or moments are not finite after step {index}: lower optimizer.learning_rate')
       save(checkpoints, index, state)
       if stops:
         checkpoints.wait_until_finished()
@@ -113,10 +115,11 @@ def run(
     if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
       with log.paused():
         evaluate(start, state)
-    state = fit(state, placed, step, num_steps=num_steps, hooks=(log, milestone))
+    with _divergence(workdir / 'diverged.json'):
+      state = fit(state, placed, step, num_steps=num_steps, hooks=(log, milestone))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
-    write_json(workdir / 'result.json', {**_result(log, flops_per_token, state.params), **summary(_best_of(state))})
+    write_json(workdir / 'result.json', _result(log, flops_per_token, state.params, summary(_best_of(state))))
   return state
 
 
@@ -161,19 +164,42 @@ def _all_finite(tree: Any) -> jax.Array:
   return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
 
 
-def _result(log: Log, flops_per_token: float | int, params: Params) -> dict[str, Any]:
-  """The last values, and speeds over the whole run; the median leaves out a pause of the machine."""
-  timings = ('learning_rate', 'tokens_per_second', 'grad_norm')
-  result = {name: value for line in log.lines for name, value in line.items() if name not in timings}
+TIMES = ('seconds', 'tokens_per_second')
+
+
+def _result(log: Log, flops_per_token: float | int, params: Params, measured: dict[str, Any]) -> dict[str, Any]:
+  """The last value of everything logged, the best validation loss, and what else was measured."""
+  left_out = (*TIMES, 'learning_rate', 'grad_norm')
+  result = {name: value for line in log.lines for name, value in line.items() if name not in left_out}
   result['parameters'] = sum(leaf.size for leaf in jax.tree.leaves(params))
   scored = [(line['validation_loss'], line['step']) for line in log.lines if line.get('validation_loss') is not None]
   if scored:
     result['best_validation_loss'], result['best_step'] = min(scored)
-  speeds = [line['tokens_per_second'] for line in log.lines if 'tokens_per_second' in line]
+  speed = {**_speed(log, flops_per_token), **measured.pop('speed', {})}
+  return {**result, **measured, 'speed': speed}
+
+
+def _speed(log: Log, flops_per_token: float | int) -> dict[str, Any]:
+  """Of the whole run; the median leaves out a pause of the machine."""
+  speed: dict[str, Any] = {'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+  seconds, speeds = ([line[name] for line in log.lines if name in line] for name in TIMES)
+  if seconds:
+    speed['seconds'] = seconds[-1]
   if speeds:
-    speed = statistics.median(speeds)
-    result |= {'tokens_per_second': speed, **utilisation(speed, flops_per_token)}
-  return {**result, 'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+    median = statistics.median(speeds)
+    speed |= {'tokens_per_second': median, **utilisation(median, flops_per_token)}
+  return speed
+
+
+@contextlib.contextmanager
+def _divergence(path: pathlib.Path) -> Iterator[None]:
+  """Leaves a file that says so when training diverges."""
+  path.unlink(missing_ok=True)
+  try:
+    yield
+  except Diverged as error:
+    write_json(path, {'message': str(error)})
+    raise
 
 
 @contextlib.contextmanager

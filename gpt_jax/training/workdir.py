@@ -37,6 +37,8 @@ def prepare(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
     return (workdir / 'result.json').exists()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists() and read_json(path)['config'] != ours:
+      (workdir / 'diverged.json').unlink(missing_ok=True)  # the mended config may not
   except OSError as error:
     raise UserError(f'--workdir={workdir} can not be made: {error.strerror}') from None
   write_json(path, {'config': ours, 'seed': ours.get('seed'), 'commit': _commit(), 'versions': _versions()})

@@ -84,6 +84,15 @@ def test_randomness_is_of_seed_step_and_part():
   assert len({*draws(5, 1), *draws(6, 1)}) == 4
 
 
+def test_runs_that_differ_in_their_seed_share_a_program():
+  optimizer = optax.sgd(0.1)
+  texts = set()
+  for seed in (0, 2**33 + 1):
+    step = make_step(loss_fn, optimizer, seed=seed)
+    texts.add(step.func.lower(state_of(optimizer), batch_of(0), **step.keywords).as_text())
+  assert len(texts) == 1
+
+
 def test_compiles_once_and_donates():
   placement = Placement(make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}))
   optimizer = optax.adamw(1e-2)
@@ -95,7 +104,7 @@ def test_compiles_once_and_donates():
     before = state
     state, _ = step(state, placement.batch(batch_of(index)))
     assert before.params['head']['kernel'].is_deleted()
-  assert step._cache_size() == 1
+  assert step.func._cache_size() == 1
   assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
 
 

@@ -17,6 +17,7 @@ from toy_run import batch_of, config, source, toy, validation
 
 from gpt_jax.training.checkpoints import latest_step
 from gpt_jax.training.logs import read_lines
+from gpt_jax.training.workdir import prepare
 from gpt_jax.types import UserError
 
 TIMINGS = {'tokens_per_second', 'seconds'}
@@ -51,9 +52,9 @@ def test_finished_run_leaves_what_it_promises(unbroken, capsys):
   assert result['validation_loss'] == validation[-1]
   assert result['best_validation_loss'] == min(validation)
   assert result['parameters'] == 2 * 24 * 16
-  assert result['tokens_per_second'] > 0
-  assert 0 < result['mfu_palm'] < 1
-  assert result['peak_source'] == 'measured float32 matmul'
+  assert result['speed']['tokens_per_second'] > 0
+  assert 0 < result['speed']['mfu_palm'] < 1
+  assert result['speed']['peak_source'] == 'measured float32 matmul'
   saved = json.loads((workdir / 'config.json').read_text())
   assert saved['config'] == config()
   assert saved['seed'] == 3
@@ -163,12 +164,25 @@ def test_nan_names_step_and_rows_and_saves_nothing(tmp_path):
     toy(tmp_path, config(checkpoint_every=1), source=broken)
   assert latest_step(tmp_path) == 7
   assert [line['step'] for line in read_lines(tmp_path) if 'loss' in line] == [1, 4]
+  assert 'loss of step 8 is nan' in json.loads((tmp_path / 'diverged.json').read_text())['message']
+  toy(tmp_path, config(checkpoint_every=1))
+  assert (tmp_path / 'result.json').exists() and not (tmp_path / 'diverged.json').exists()
 
 
 def test_parameters_that_overflow_are_not_saved(tmp_path):
   with pytest.raises(UserError, match=r'not finite after step 1: lower optimizer.learning_rate'):
     toy(tmp_path, config(checkpoint_every=1, optimizer={'learning_rate': 1e39, 'warmup_steps': 0}))
   assert latest_step(tmp_path) is None
+  assert (tmp_path / 'diverged.json').exists()
+  prepare(tmp_path, config(checkpoint_every=1))
+  assert not (tmp_path / 'diverged.json').exists(), 'what another config did says nothing of this one'
+
+
+def test_a_result_parts_what_the_machine_decides_from_what_it_does_not(unbroken, tmp_path):
+  toy(tmp_path, summary=lambda params: {'cache': 3, 'speed': {'decoding': 4.0}})
+  ours, theirs = (json.loads((folder / 'result.json').read_text()) for folder in (tmp_path, unbroken[0]))
+  assert ours.pop('cache') == 3 and ours['speed']['decoding'] == 4.0
+  assert {**ours, 'speed': None} == {**theirs, 'speed': None}
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
