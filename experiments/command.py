@@ -12,14 +12,17 @@ from gpt_jax.data import cache
 from gpt_jax.types import UserError
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs `main` under absl. Bad input ends in one line on standard error and exit code 2."""
+def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None:
+  """Runs `main` under absl. Bad input ends in one line on standard error and exit code 2.
+
+  Arguments that are no flags are bad input too, unless they are what the experiment takes: `positional`.
+  """
   # A kept program costs no time to compile again, in this run or the next.
   jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
   def guarded(arguments: Sequence[str]) -> None:
-    if arguments[1:]:
+    if arguments[1:] and not positional:
       _leave(f'{arguments[1]!r} is not a flag: write --NAME=VALUE')
     try:
       main(arguments)

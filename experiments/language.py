@@ -8,15 +8,18 @@ from typing import Any
 import jax
 
 from gpt_jax.data import tokenizers
-from gpt_jax.data.rows import Rows, in_order, tokenize
+from gpt_jax.data.rows import Rows, head, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import restore_params
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.schedules import BatchRamp
 from gpt_jax.training.workdir import read_json
 from gpt_jax.types import Batch, Params, UserError
 
@@ -39,17 +42,48 @@ def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> Transformer
   return from_config(model)
 
 
+def check(config: Mapping[str, Any]) -> None:
+  """Refuses what is wrong in the config of a run, as far as it can be known before any data is read.
+
+  Raises:
+    UserError: it names the field.
+  """
+  sources_of(config['data'])
+  model = from_config({**config['model'], 'vocab_size': config['model']['vocab_size'] or 1})
+  check_context(model, max(config['context'], *config['measure']['contexts'], 1))
+  make_optimizer(config['optimizer'], config['num_steps'])
+  BatchRamp(config['batch_size'], config['context'], **config['batch_ramp'])
+
+
+def flops(config: Mapping[str, Any]) -> float:
+  """The arithmetic of a whole run; makes the tokenizer, as that alone knows the vocabulary."""
+  data, context = config['data'], config['context']
+  tokenizer = tokenizers.tokenizer(data['tokenizer'], sources_of(data), data['held_out'])
+  ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
+  return training_flops(model_config(config, tokenizer), context) * ramp.start(config['num_steps']) * context
+
+
 def check_context(model: TransformerConfig, context: int) -> None:
   """A row must not be longer than the model has learned positions."""
   if model.positions is not None and model.positions.length < context:
     raise UserError(f'config.context = {context} exceeds the {model.positions.length} learned positions of the model')
 
 
-def rows(config: Mapping[str, Any], tokenizer: Tokenizer, split: str, *, drop_remainder: bool) -> list[Rows]:
-  """Rows of each source of config.data, of `config.context` tokens."""
+def rows(
+  config: Mapping[str, Any],
+  tokenizer: Tokenizer,
+  split: str,
+  *,
+  drop_remainder: bool,
+  num_tokens: int = 0,
+  context: int | None = None,
+) -> list[Rows]:
+  """Rows of `config.context` tokens of each source of config.data; `num_tokens`: of its first ones alone, 0: of all."""
   data = config['data']
   streams = [tokenize(documents(name, split, data['held_out']), tokenizer) for name in sources_of(data)]
-  return [Rows(stream, config['context'], data['separate_documents'], drop_remainder) for stream in streams]
+  if num_tokens:
+    streams = [head(stream, num_tokens + 1, tokenizer) for stream in streams]
+  return [Rows(stream, context or config['context'], data['separate_documents'], drop_remainder) for stream in streams]
 
 
 def weights_of(data: Mapping[str, Any]) -> list[float]:

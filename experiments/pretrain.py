@@ -15,6 +15,7 @@ from experiments import command, language
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.objectives.likelihood import next_token_loss
@@ -30,6 +31,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it w
 
 def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
+  language.check(config)
   prepare(workdir, config)
   data, context = config['data'], config['context']
   if config['init_from']:
@@ -40,7 +42,6 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   cfg = language.model_config(config, tokenizer)
   language.check_context(cfg, context)
   rows = language.rows(config, tokenizer, 'train', drop_remainder=True)
-  held_out = language.rows(config, tokenizer, 'validation', drop_remainder=False)
 
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   loss = dict(config['loss'])
@@ -57,9 +58,30 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
       hosts=jax.process_count(),
     )
   )
-  evaluations = {'validation': language.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)}
+
+  def validation(context: int) -> language.Evaluation:
+    num_tokens = config['eval_rows'] * config['context']
+    held_out = language.rows(
+      config, tokenizer, 'validation', drop_remainder=False, num_tokens=num_tokens, context=context
+    )
+    return language.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)
+
+  evaluations = {'validation': validation(context)}
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'])
+  flops = training_flops(cfg, context)
+
+  def summary(params: Params) -> dict[str, Any]:
+    found: dict[str, Any] = {'training_flops': flops * ramp.start(config['num_steps']) * context}
+    measure = config['measure']
+    for length in measure['contexts']:
+      found[f'validation_loss_at_{length}'] = validation(length)(params)['loss']
+    if measure['decoding_rows']:
+      numbers = {'rows': measure['decoding_rows'], 'num_tokens': measure['decoding_tokens']}
+      found['cache_bytes_per_token'] = cache_bytes(cfg)
+      found['speed'] = {'decoding_tokens_per_second': decoding_speed(evaluated, params, **numbers)}
+    return found
+
   state = run(
     workdir,
     config,
@@ -68,8 +90,9 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     source=lambda index, state: [batches(index)],
     placement=placement,
     tokens_per_step=lambda index: ramp.rows(index) * context,
-    flops_per_token=training_flops(cfg, context),
+    flops_per_token=flops,
     evaluations=evaluations,
+    summary=summary,
     describe_batch=lambda index: f'rows {ramp.start(index)} to {ramp.start(index + 1) - 1} of seed {config["seed"]}',
   )
   if state is not None:

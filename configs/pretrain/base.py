@@ -77,6 +77,12 @@ def get_config() -> ConfigDict:
     'log_every': 10,
     'eval_every': 0,  # 0: at the start and the end only
     'eval_batch_size': 32,
+    'eval_rows': 0,  # the first rows of each held-out source that are evaluated; 0: all
+    'measure': {  # of the trained model, in result.json
+      'contexts': (),  # validation loss of rows of these lengths: validation_loss_at_LENGTH
+      'decoding_rows': 0,  # speed of decoding so many rows at once, and bytes of cache; 0: not measured
+      'decoding_tokens': 512,
+    },
     'checkpoint_every': 0,
     'keep_checkpoints': 2,
     'sample': {

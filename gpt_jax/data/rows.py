@@ -53,6 +53,19 @@ def tokenize(texts: Documents, tokenizer: Tokenizer) -> Stream:
   return Stream(texts.name, tokens, np.load(folder / 'starts.npy'), facts['num_bytes'])
 
 
+def head(stream: Stream, num_tokens: int, tokenizer: Tokenizer) -> Stream:
+  """The first tokens of a stream as a stream: an evaluation large enough need not be larger.
+
+  Its bytes are those that the tokens stand for, which a tokenizer that loses some of a text does not know exactly.
+  """
+  if len(stream.tokens) <= num_tokens:
+    return stream
+  tokens = stream.tokens[:num_tokens]
+  ids = tokens if tokenizer.end_of_text is None else tokens[tokens != tokenizer.end_of_text]
+  starts = stream.starts[stream.starts < num_tokens]
+  return Stream(stream.name, tokens, starts, len(tokenizer.decode_bytes(ids.tolist())))
+
+
 def _write(texts: Documents, tokenizer: Tokenizer, folder: pathlib.Path) -> None:
   dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
   end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.data import rows as rows_module
-from gpt_jax.data.rows import Rows, Stream, in_order, slice_of_host, tokenize
+from gpt_jax.data.rows import Rows, Stream, head, in_order, slice_of_host, tokenize
 from gpt_jax.data.sources import Documents
 from gpt_jax.data.vocabularies import Bytes, Characters
 from gpt_jax.types import UserError
@@ -145,3 +145,12 @@ def test_hosts_share_an_evaluation(hosts):
     np.testing.assert_array_equal(whole['tokens'], np.concatenate([part['tokens'] for part in parts]))
   with pytest.raises(UserError, match='batch_size 5 does not divide by the number of hosts, 2'):
     slice_of_host(np.arange(5), 0, 2)
+
+
+def test_the_head_of_a_stream_is_its_first_tokens_and_their_bytes(cache_folder):
+  stream = tokenize(texts('ab', 'é', 'cd'), Bytes())  # 97 98 end 195 169 end 99 100 end
+  first = head(stream, 5, Bytes())
+  assert first.tokens.tolist() == stream.tokens[:5].tolist()
+  assert first.starts.tolist() == [0, 3]
+  assert first.num_bytes == 4, 'ends of text are no bytes'
+  assert head(stream, 9, Bytes()) is stream
