@@ -2,6 +2,9 @@
 
 import setuptools
 
+LAUNCHERS = ['ray>=2.40', 'submitit>=1.5']
+NOTEBOOKS = ['ipykernel>=6.29', 'papermill>=2.6']
+TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-tqdm']
 PARITY = ['torch>=2.5', 'transformers>=4.50']
 
 setuptools.setup(
@@ -26,14 +29,19 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12',
+    'pandas>=2.2',
+    'scipy>=1.14',
     'sentencepiece>=0.2',
+    'tabulate>=0.9',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.9',
     'tokenizers>=0.21',
     'tqdm>=4.66',
   ],
   extras_require={
-    'test': ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-tqdm'],
+    'launchers': LAUNCHERS,
+    'notebooks': NOTEBOOKS,
+    'test': [*LAUNCHERS, *NOTEBOOKS, *TEST],
     'parity': PARITY,
     'bench': ['torch>=2.5'],
     'cuda': ['jax[cuda13]>=0.10'],

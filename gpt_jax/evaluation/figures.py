@@ -1,0 +1,103 @@
+"""Figures of many runs: every setting with all its seeds, means, and bands of what the seeds leave open."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from gpt_jax.evaluation.statistics import PowerLaw, interval, summarize
+from gpt_jax.training.plots import smoothed
+
+Curves = Mapping[str, Mapping[Any, Sequence[tuple[float, float]]]]
+"""By label, then by seed: points of training tokens and loss."""
+
+MARKERS = 'osD^vP*X'
+
+
+def label(setting: Mapping[str, Any]) -> str:
+  """How a setting is called: its fields by their last name."""
+  return ', '.join(f'{field.rpartition(".")[2].replace("_", " ")} {value}' for field, value in setting.items())
+
+
+def blank(x_label: str, y_label: str, height: float = 4.0) -> tuple[Figure, Axes]:
+  """A figure of one pair of axes."""
+  figure = Figure(figsize=(7.5, height), layout='constrained')
+  axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+  axes.grid(alpha=0.3)
+  return figure, axes
+
+
+def dots(table: pd.DataFrame, fields: Sequence[str], metric: str, metric_label: str) -> Figure:
+  """A line a setting: each seed a small dot, the mean a large one with its interval."""
+  rows = summarize(table, fields, metric)
+  figure, axes = blank(metric_label, '', 1.2 + 0.45 * len(rows))
+  for place, (_, row) in enumerate(rows.iterrows()):
+    runs = table[(table[list(fields)] == row[list(fields)].to_numpy()).all(axis=1)]
+    axes.plot(runs[metric], np.full(len(runs), place), 'o', color='C0', alpha=0.35, markersize=4)
+    axes.errorbar(row['mean'], place, xerr=[[row['mean'] - row['low']], [row['high'] - row['mean']]], fmt='D',
+                  color='C0', capsize=4, markersize=6)  # fmt: skip
+  axes.set_yticks(range(len(rows)), [label(row[list(fields)].to_dict()) for _, row in rows.iterrows()])
+  axes.invert_yaxis()
+  axes.margins(y=0.15)
+  return figure
+
+
+def lines(
+  table: pd.DataFrame, fields: Sequence[str], x: str, x_label: str, metric: str, metric_label: str,
+  law: PowerLaw | None = None,
+) -> Figure:  # fmt: skip
+  """The mean of the metric over x, a line for each setting of the fields other than x, with bands of 95%."""
+  groups = [] if law else [field for field in fields if field != x]
+  figure, axes = blank(x_label, metric_label)
+  parts = table.groupby(groups, sort=False) if groups else [((), table)]
+  for number, (setting, runs) in enumerate(parts):
+    rows = summarize(runs, [x], metric).sort_values(x).dropna(subset='mean')
+    name = label(dict(zip(groups, setting, strict=True))) if groups else 'mean of the seeds'
+    marker = MARKERS[number % len(MARKERS)]
+    axes.plot(rows[x], rows['mean'], f'{marker}{"" if law else "-"}', color=f'C{number}', label=name, markersize=5)
+    axes.fill_between(rows[x], rows['low'], rows['high'], color=f'C{number}', alpha=0.2, linewidth=0)
+  places = table[x].dropna().astype(float)
+  if law is not None:
+    line = np.geomspace(places.min(), places.max(), 50)
+    axes.plot(line, law(line), '--', color='black', label=f'{law.coefficient:.3g} x^-{law.exponent:.4f}')
+    axes.set_yscale('log')
+  if places.min() > 0 and places.max() / places.min() > 8:
+    axes.set_xscale('log')
+  _legend(figure, axes)
+  return figure
+
+
+def columns(
+  table: pd.DataFrame, fields: Sequence[str], at: Mapping[int, str], x_label: str, metric_label: str
+) -> Figure:
+  """A line a setting over a family of columns, each of which stands at a number."""
+  long = pd.concat([table[[*fields, 'status']].assign(at=number, value=table[name]) for number, name in at.items()])
+  figure = lines(long, [*fields, 'at'], 'at', x_label, 'value', metric_label)
+  axes = figure.axes[0]
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(list(at), [str(number) for number in at])
+  return figure
+
+
+def curves(runs: Curves) -> Figure:
+  """Smoothed training loss over tokens, a line a setting, with the band of its seeds."""
+  figure, axes = blank('training tokens', 'training loss, smoothed (nats per token)')
+  for number, (name, seeds) in enumerate(runs.items()):
+    length = min(map(len, seeds.values()))
+    values = np.array([smoothed([loss for _, loss in points[:length]]) for points in seeds.values()])
+    tokens = [place for place, _ in next(iter(seeds.values()))[:length]]
+    low, high = interval(values)
+    axes.plot(tokens, values.mean(axis=0), color=f'C{number}', label=name, linewidth=1.2)
+    axes.fill_between(tokens, low, high, color=f'C{number}', alpha=0.2, linewidth=0)
+  _legend(figure, axes)
+  return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+  """Beside the axes, where it hides nothing."""
+  handles, labels = axes.get_legend_handles_labels()
+  if len(labels) > 1 or labels != ['mean of the seeds']:
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 3), fontsize=8)

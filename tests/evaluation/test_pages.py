@@ -1,0 +1,109 @@
+"""Pages of made-up runs whose answer is known."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpt_jax.evaluation import pages
+from gpt_jax.evaluation.pages import Results, findings, verdict
+
+LOSS = 'validation_loss'
+
+
+def results(tmp_path: pathlib.Path, expect: list[dict], gap: float = 0.5, **spec) -> Results:
+  """Three parts over two depths and five seeds: `b` is `gap` below `a`, `c` is `a` but for noise."""
+  rng, rows, folders = np.random.default_rng(0), [], {}
+  for seed in range(5):
+    for depth in (2, 4):
+      for part, mean in (('a', 4.0), ('b', 4.0 - gap), ('c', 4.0)):
+        point = f'{seed}{depth}{part}'
+        loss = mean - 0.1 * depth + 0.01 * rng.standard_normal()
+        rows.append((point, depth, part, seed, 'finished', loss, 1e3 * depth))
+        folders[point] = tmp_path / point
+        folders[point].mkdir()
+        lines = [json.dumps({'step': step, 'tokens': 10 * step, 'loss': 5 - step / 10}) for step in (1, 2, 3)]
+        (folders[point] / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+        (folders[point] / 'config.json').write_text('{"versions": {"jax": "0"}}')
+  columns = ['point', 'model.num_layers', 'model.part', 'seed', 'status', LOSS, 'speed.tokens_per_second']
+  spec = {
+    'claim': 'b is lower.', 'source': 'nobody', 'baseline': {'model.part': 'a'}, 'metrics': {LOSS: 'loss (nats)'},
+    'x': None, 'columns': None, 'fit': False, 'threads': 1, 'expect': expect, **spec,
+  }  # fmt: skip
+  return Results('trial', spec, pd.DataFrame(rows, columns=columns), columns[1:3], folders)
+
+
+def expectation(of: str, relation: str, **more) -> dict:
+  return {'metric': LOSS, 'of': {'model.part': of}, 'than': {'model.part': 'a'}, 'is': relation, **more}
+
+
+@pytest.mark.parametrize(
+  ('expected', 'answer'),
+  [
+    (expectation('b', 'lower'), 'held'),
+    (expectation('b', 'higher'), 'contradicted'),
+    (expectation('c', 'lower'), 'not shown'),
+    (expectation('c', 'alike', margin=0.05), 'held'),
+    (expectation('b', 'alike', margin=0.05), 'contradicted'),
+    (expectation('c', 'alike', margin=0.001), 'not shown'),
+  ],
+)
+def test_verdicts(tmp_path, expected, answer):
+  found = findings(results(tmp_path, [expected]))
+  assert [finding.verdict for finding in found] == [answer] * 2, 'one for each depth'
+  assert verdict(found) == answer
+
+
+def test_one_part_of_a_claim_that_fails_fails_it(tmp_path):
+  found = findings(results(tmp_path, [expectation('b', 'lower'), expectation('c', 'lower')]))
+  assert verdict(found) == 'not shown'
+
+
+def test_an_expectation_may_be_of_some_settings(tmp_path):
+  (finding,) = findings(results(tmp_path, [expectation('b', 'lower', where={'model.num_layers': 4})]))
+  assert 'num layers 4' in finding.text and 'num layers 2' not in finding.text
+
+
+def test_a_straight_line_and_a_bent_one(tmp_path):
+  made = results(tmp_path, [{'is': 'straight', 'margin': 0.01}], x='flops', fit=True)
+  made.table['flops'] = 10.0 ** np.tile(np.arange(6), 5)
+  made.table[LOSS] = 3 * made.table['flops'] ** -0.05
+  assert [finding.verdict for finding in findings(made)] == ['held']
+  made.table[LOSS] += 0.1 * (np.log10(made.table['flops']) - 2.5) ** 2
+  assert [finding.verdict for finding in findings(made)] == ['contradicted']
+
+
+def test_a_page_says_what_its_table_says(tmp_path):
+  made = results(tmp_path, [expectation('b', 'lower')])
+  again = made.table.assign(seed=made.table['seed'] + 5)
+  answer = pages.write(tmp_path / 'docs', made, 'python -m experiments.sweep', again)
+  text = (tmp_path / 'docs/trial/README.md').read_text()
+  assert answer == 'held' and '**The claim held here**' in text and 'python -m experiments.sweep' in text
+  saved = pd.read_csv(tmp_path / 'docs/trial/table.csv')
+  assert (
+    'speed.tokens_per_second' not in saved
+    and 'speed.tokens_per_second' in (tmp_path / 'docs/trial/times.csv').read_text()
+  )
+  deep = saved[saved['model.num_layers'] == 4]
+  of, than = (deep[deep['model.part'] == part][LOSS].mean() for part in 'ba')
+  assert f'{of:.4g} against {than:.4g}, difference {of - than:+.3g}' in text
+  assert '6 of 6 fell there' in text, 'the same runs again'
+  for picture in re.findall(r'!\[.*\]\((.*)\)', text):
+    assert (tmp_path / 'docs/trial' / picture).read_bytes()[:4] == b'\x89PNG'
+  index = (tmp_path / 'docs/README.md').read_text()
+  assert '[trial](trial/README.md)' in index and 'b is lower.' in index and 'held' in index
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    {'x': 'model.num_layers'},
+    {'columns': {'label': 'at', 'metric': 'loss', 'at': {1: LOSS, 2: LOSS}}},
+  ],
+)
+def test_other_figures_are_drawn(tmp_path, spec):
+  made = results(tmp_path, [expectation('b', 'lower')], **spec)
+  assert {'validation_loss', 'curves'} <= set(pages.drawn(made))
