@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from tests.experiments.program import ROOT, TINY, call, spawn
+from tests.experiments.small_sweep import written
 
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 SMALL = [
@@ -50,9 +51,15 @@ def test_command(command, shown, trained, tmp_path, capfd):
     return
   assert words[:2] == ['python', '-m']
   name = words[2].removeprefix('experiments.')
+  words = [str(trained) if word.startswith('runs/') else word for word in words]
   if name == 'pretrain':
     words = [re.sub(r'^--workdir=runs', f'--workdir={tmp_path}', word) for word in words]
     ended = call(capfd, name, *words[3:], *SMALL, *TEXT)
+  elif name in ('sweep', 'compare'):
+    sweep = written(tmp_path, **{'seeds(2)': 'seeds(1)', "'num_steps': 30": "'num_steps': 2"})
+    words = [re.sub(r'^--sweep=configs.*', f'--sweep={sweep}', word) for word in words]
+    words = [re.sub(r'^--(workdir|again|out)=runs', rf'--\1={tmp_path}', word) for word in words]
+    ended = spawn(name, *words[3:], *([f'--results={tmp_path}'] if name == 'sweep' else [f'--out={tmp_path}']))
   else:
     words = [re.sub(r'^--model=runs/\w+', f'--model={trained}', word) for word in words]
     words = [re.sub(r'^--prompt=.*', '--prompt=License', word) for word in words]

@@ -5,16 +5,16 @@ Command   python -m experiments.sweep --sweep=configs/sweeps/compute.py --workdi
 
 from configs.sweeps.points import param, product, seeds, zipped
 
-# Layers, width, feed-forward width, steps: 100 times the arithmetic from the first to the last.
+# Layers, width, feed-forward width, steps: 80 times the arithmetic from the first to the last.
 MODELS = (
-  (2, 32, 88, 100),
-  (2, 48, 128, 125),
-  (2, 64, 176, 160),
-  (3, 64, 176, 200),
-  (3, 96, 256, 250),
-  (4, 96, 256, 320),
-  (4, 128, 344, 400),
-  (4, 160, 432, 500),
+  (2, 32, 88, 60),
+  (2, 48, 128, 75),
+  (2, 64, 176, 95),
+  (3, 64, 176, 115),
+  (3, 96, 256, 140),
+  (4, 96, 256, 175),
+  (4, 128, 344, 210),
+  (4, 160, 432, 250),
 )
 
 

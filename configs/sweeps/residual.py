@@ -14,14 +14,15 @@ PRE, POST, DEEP = (
 
 
 def get_sweep():
-  shape = {'model.num_layers': 8, 'model.model_dim': 96, 'model.mlp': 'swiglu(256)', 'optimizer.warmup_steps': 0}
+  shape = {'model.num_layers': 8, 'model.model_dim': 96, 'model.mlp': 'swiglu(256)'}
+  recipe = {'optimizer.warmup_steps': 0, 'num_steps': 150}
   rates = [1e-3, 3e-3, 1e-2]
   return {
     'claim': 'Without warm-up, pre-norm trains at learning rates where post-norm does not; DeepNorm mends post-norm.',
     'source': 'Xiong et al. 2020, arXiv 2002.04745; Wang et al. 2022, arXiv 2203.00555',
     'experiment': 'pretrain',
     'config': 'configs/pretrain/lab.py',
-    'points': product(seeds(5), param('optimizer.learning_rate', rates), [PRE, POST, DEEP], [shape]),
+    'points': product(seeds(5), param('optimizer.learning_rate', rates), [PRE, POST, DEEP], [{**shape, **recipe}]),
     'baseline': PRE,
     'metrics': {'validation_loss': 'validation loss (nats per token)'},
     'x': 'optimizer.learning_rate',

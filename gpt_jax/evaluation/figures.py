@@ -18,7 +18,8 @@ MARKERS = 'osD^vP*X'
 
 
 def label(setting: Mapping[str, Any]) -> str:
-  """How a setting is called: its fields by their last name."""
+  """How a setting is called: its fields by their last name; parts it does without only where it has no others."""
+  setting = {field: value for field, value in setting.items() if value != 'none'} or setting
   return ', '.join(f'{field.rpartition(".")[2].replace("_", " ")} {value}' for field, value in setting.items())
 
 

@@ -89,7 +89,8 @@ def findings(results: Results) -> list[Finding]:
   for_it, against_it = holm([test[1] for test in tests]), holm([test[2] for test in tests])
   for (text, _, _), p_for, p_against in zip(tests, for_it, against_it, strict=True):
     verdict: Verdict = 'held' if p_for < LEVEL else 'contradicted' if p_against < LEVEL else 'not shown'
-    found.append(Finding(f'{text} (p = {min(p_for, p_against):.2g})', verdict))
+    p = min(p_for, p_against)
+    found.append(Finding(f'{text} ({f"p = {p:.2g}" if p else "always the same"})', verdict))
   return found
 
 
@@ -171,7 +172,7 @@ def write(root: pathlib.Path, results: Results, command: str, again: pd.DataFram
 
 
 def drawn(results: Results) -> dict[str, Figure]:
-  """The figures of a page by name: each metric by setting or over x, families of columns, learning curves."""
+  """The figures of a page by name: each metric by setting or over x, a family of columns, learning curves."""
   spec, table, fields = results.spec, results.table, results.fields
   made = {}
   for metric, metric_label in spec['metrics'].items():
@@ -179,7 +180,7 @@ def drawn(results: Results) -> dict[str, Figure]:
     if spec['x']:
       law = power_law(*_law(results)[:2]) if spec['fit'] and metric == results.metric else None
       made[name] = figures.lines(table, fields, spec['x'], _label(results, spec['x']), metric, metric_label, law)
-    else:
+    elif (table.groupby(list(fields))[metric].nunique() > 1).any():  # else the table says it all
       made[name] = figures.dots(table, fields, metric, metric_label)
   if spec['columns']:
     family = spec['columns']
@@ -195,7 +196,7 @@ def curves(results: Results) -> Curves:
     x = results.spec['x']
     means = summarize(results.table, results.fields, results.metric)
     groups = [field for field in results.fields if field != x]
-    best = means.sort_values('mean').drop_duplicates(groups)[list(results.fields)].to_dict('records')
+    best = means.sort_values('mean').drop_duplicates(groups or None)[list(results.fields)].to_dict('records')
     chosen = [setting for setting in chosen if setting in best]
   found = {}
   for setting in chosen[:CURVES]:
@@ -317,13 +318,19 @@ def _short(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-  """A table in Markdown, numbers to four significant digits or whole."""
-  shown = rows.map(lambda value: f'{value:.4g}' if isinstance(value, float) else str(value))
-  return shown.to_markdown(index=False, disable_numparse=True)
+  """A table in Markdown."""
+  return rows.map(_number).to_markdown(index=False, disable_numparse=True)
+
+
+def _number(value: Any) -> str:
+  """Four significant digits, or all of a whole number."""
+  if not isinstance(value, float):
+    return str(value)
+  return f'{value:,.0f}' if value.is_integer() or 1e4 <= abs(value) < 1e7 else f'{value:.4g}'
 
 
 def _mean(values: np.ndarray) -> str:
-  return f'{values.mean():.4g}' if len(values) else 'no runs'
+  return _number(float(values.mean())) if len(values) else 'no runs'
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:

@@ -15,42 +15,14 @@ from configs.sweeps.points import chain, param, product, seeds, zipped
 from experiments import launchers
 from experiments.launchers import Task
 from tests.experiments.program import ROOT, call, command_line, spawn
+from tests.experiments.small_sweep import written
 
 SWEEPS = sorted(path for path in (ROOT / 'configs/sweeps').glob('*.py') if path.stem not in ('__init__', 'points'))
-
-FILE = """
-from configs.sweeps.points import param, product, seeds
-
-PRE, POST = ({{'model.residual': residual}} for residual in ('pre', 'post'))
-
-def get_sweep():
-  return {{
-    'claim': 'Pre-norm is lower.',
-    'source': 'nobody',
-    'experiment': 'pretrain',
-    'config': 'configs/pretrain/tiny.py',
-    'points': product(seeds(2), [PRE, POST], [{{'data.source': 'file:{text}', 'num_steps': 30, **{more}}}]),
-    'baseline': PRE,
-    'metrics': {{'validation_loss': 'validation loss (nats per token)'}},
-    'expect': [{{'metric': 'validation_loss', 'of': PRE, 'than': POST, 'is': 'lower'}}],
-  }}
-"""
 
 
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
   os.environ['GPT_JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
-
-
-def written(folder: pathlib.Path, more: dict | None = None, **replaced: str) -> pathlib.Path:
-  """A sweep of two parts and two seeds."""
-  (folder / 'text.txt').write_text('the quick brown fox jumps over the lazy dog; ' * 100)
-  content = FILE.format(text=folder / 'text.txt', more=more or {})
-  for old, new in replaced.items():
-    assert old in content
-    content = content.replace(old, new)
-  (folder / 'small.py').write_text(content)
-  return folder / 'small.py'
 
 
 def flags(sweep: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
