@@ -76,6 +76,8 @@ def _call(task: Task, lock: int) -> int:
       env={**os.environ, 'NPROC': str(task.threads)}, start_new_session=True,
     )  # fmt: skip
   _running.add(process)
+  if _stopping.is_set():
+    process.terminate()
   try:
     return process.wait()
   finally:
@@ -84,14 +86,17 @@ def _call(task: Task, lock: int) -> int:
 
 def local(tasks: Sequence[Task], jobs: int, done: Done) -> None:
   """`jobs` points at a time on this machine."""
-  with ThreadPoolExecutor(jobs) as pool:
+  with stopping(), ThreadPoolExecutor(jobs) as pool:
     futures = {pool.submit(run, task): task for task in tasks}
     for future in as_completed(futures):
       done(futures[future], future.result())
 
 
 def ray(tasks: Sequence[Task], jobs: int, done: Done) -> None:
-  """On the Ray cluster of RAY_ADDRESS, or one of `jobs` places on this machine; a GPU each where it has some."""
+  """On the Ray cluster of RAY_ADDRESS, or one of `jobs` places on this machine; a GPU each where it has some.
+
+  Interrupted, it leaves; points that run then end by themselves, and the next sweep waits for them.
+  """
   ray = _library('ray')
   ray.init(
     **({} if os.environ.get('RAY_ADDRESS') else {'num_cpus': jobs, 'include_dashboard': False}),
@@ -110,7 +115,10 @@ def ray(tasks: Sequence[Task], jobs: int, done: Done) -> None:
 
 
 def slurm(tasks: Sequence[Task], jobs: int, done: Done, cluster: str = 'slurm') -> None:
-  """As one array of Slurm jobs, `jobs` at a time; what the cluster asks for more is taken from SBATCH_ variables."""
+  """As one array of Slurm jobs, `jobs` at a time; what the cluster asks for more is taken from SBATCH_ variables.
+
+  Interrupted, it leaves the jobs to Slurm.
+  """
   submitit = _library('submitit')
   executor = submitit.AutoExecutor(folder=pathlib.Path(tasks[0].folder).parents[1] / 'slurm', cluster=cluster)
   executor.update_parameters(timeout_min=24 * 60, cpus_per_task=max(task.threads for task in tasks))
@@ -140,6 +148,7 @@ def stopping() -> Iterator[None]:
     del frame
     signal.signal(number, before[signal.Signals(number)])
     _stopping.set()
+    print('Stopping: what runs is saved; the same command goes on from there.', flush=True)
     for process in list(_running):
       process.send_signal(signal.SIGTERM)
 

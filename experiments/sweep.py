@@ -5,24 +5,20 @@ python -m experiments.sweep --sweep=configs/sweeps/NAME.py --workdir=DIR [--jobs
 Run again, it skips what is finished and resumes what was cut.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
-import importlib.util
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 import pandas as pd
 
-from experiments import command, language, launchers
+from experiments import command, launchers
 from experiments.launchers import CRASHED, DIVERGED, FINISHED, LAUNCHERS, MISSING, Task
+from experiments.plan import EXPERIMENTS, Sweep, load, varied
 from gpt_jax.evaluation import pages
-from gpt_jax.evaluation.pages import Results
-from gpt_jax.names import choose, nearest
+from gpt_jax.evaluation.findings import Results
 from gpt_jax.training.fields import flat
 from gpt_jax.training.hardware import peak_flops
 from gpt_jax.training.workdir import prepare, read_json, write_whole
@@ -40,110 +36,6 @@ RESULTS = flags.DEFINE_string('results', 'docs/results', "the folder the page's 
 
 STARTUP = 20
 """Seconds that a point takes besides training, about."""
-
-EXPERIMENTS = {'pretrain': language}
-"""What can run a point, and the module that checks its configs and knows what they cost."""
-
-REQUIRED = ('claim', 'source', 'experiment', 'config', 'points', 'baseline', 'metrics', 'expect')
-OPTIONAL = {'x': None, 'columns': None, 'fit': False, 'threads': 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """A sweep file, read and found right."""
-
-  name: str
-  spec: Mapping[str, Any]
-  points: Sequence[Mapping[str, Any]]
-  configs: Sequence[dict[str, Any]]
-  tasks: Sequence[Task]
-
-
-def load(path: str, workdir: str, first_seed: int = 0) -> Sweep:
-  """Reads a sweep and builds the config and the command of each of its points.
-
-  Raises:
-    UserError: what is wrong with the file, or with a point of it.
-  """
-  spec = {**OPTIONAL, **_called(path, 'get_sweep')}
-  for name in (*REQUIRED, *spec):
-    if name not in spec or name not in (*REQUIRED, *OPTIONAL):
-      verb = 'has no' if name not in spec else 'has an unknown'
-      raise UserError(f'{path} {verb} {name!r}; known: {", ".join((*REQUIRED, *OPTIONAL))}')
-  experiment = choose(f'{path}: experiment', spec['experiment'], EXPERIMENTS)
-  points = [{**point, 'seed': point.get('seed', 0) + first_seed} for point in spec['points']]
-  if not points:
-    raise UserError(f'{path} has no points')
-  names = [_name(point) for point in points]
-  twice = next((name for name in names if names.count(name) > 1), None)
-  if twice:
-    raise UserError(f'{path} has the point {twice} twice')
-  configs, tasks = [], []
-  for name, point in zip(names, points, strict=True):
-    config = _called(spec['config'], 'get_config')
-    _override(config, point, path)
-    configs.append(config.to_dict())
-    try:
-      experiment.check(configs[-1])
-    except UserError as error:
-      raise UserError(f'{path}: point {name}: {error}') from None
-    folder = str(pathlib.Path(workdir).absolute() / 'points' / name)
-    overrides = [f'--config.{field}={value}' for field, value in point.items()]
-    module = f'experiments.{spec["experiment"]}'
-    line = (sys.executable, '-m', module, f'--config={spec["config"]}', *overrides, f'--workdir={folder}')
-    tasks.append(Task(name, line, folder, spec['threads'], os.getcwd()))
-  _check_comparisons(path, spec, points)
-  return Sweep(pathlib.Path(path).stem, spec, points, configs, tasks)
-
-
-def _fields(points: Sequence[Mapping[str, Any]]) -> list[str]:
-  """What the points vary, seeds apart."""
-  fields = dict.fromkeys(field for point in points for field in point if field != 'seed')
-  return [field for field in fields if len({repr(point.get(field)) for point in points}) > 1]
-
-
-def _check_comparisons(path: str, spec: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
-  """What is to be compared must be among the points: better known now than after the last of them."""
-  settings = [{field: point[field] for field in _fields(points) if field in point} for point in points]
-  has = lambda wanted: [setting for setting in settings if wanted.items() <= setting.items()]
-  if not has(spec['baseline']):
-    raise UserError(f'{path}: no point has the baseline {spec["baseline"]}')
-  for expectation in spec['expect']:
-    if expectation['is'] != 'straight':
-      wanted = {**expectation.get('where', {}), **expectation['of']}
-      for setting in has(wanted) or [wanted]:
-        for side in (setting, {**setting, **expectation['than']}):
-          if side not in settings:
-            raise UserError(f'{path}: expect compares {side}, which is no point')
-
-
-def _called(path: str, function: str) -> Any:
-  """What a function of a Python file returns."""
-  try:
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    assert spec is not None and spec.loader is not None, 'not a Python file'
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, function)()
-  except Exception as error:  # the file is the user's: it may fail in any way
-    raise UserError(f'{path}: {function}() can not be called: {" ".join(str(error).split())}') from error
-
-
-def _override(config: ConfigDict, point: Mapping[str, Any], path: str) -> None:
-  known = flat(config.to_dict())
-  for field, value in point.items():
-    if field not in known:
-      raise UserError(f'{path}: a point sets {field!r}, which the config has not; {nearest(field, known)}')
-    try:
-      config.update_from_flattened_dict({field: value})
-    except (TypeError, ValueError) as error:
-      raise UserError(f'{path}: a point sets {field} = {value!r}: {" ".join(str(error).split())}') from None
-
-
-def _name(point: Mapping[str, Any]) -> str:
-  """A folder's name that says what the point changes."""
-  parts = [f'{field.rpartition(".")[2]}={value}' for field, value in point.items()]
-  return re.sub(r'[^\w.=,+-]+', '_', ','.join(parts)).strip('_')
 
 
 def table(sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -202,13 +94,14 @@ def run(sweep: Sweep, workdir: pathlib.Path, launcher: str, jobs: int) -> None:
 
   def done(task: Task, status: str) -> None:
     nonlocal count
+    if status == MISSING:  # stopped
+      return
     count += status in (FINISHED, DIVERGED)
     print(f'[{count}/{len(prepared)}] {task.name}: {_said(sweep, task, status)}', flush=True)
     write_table(sweep, workdir)
 
   if missing:
-    with launchers.stopping():
-      LAUNCHERS[launcher](missing, jobs, done)
+    LAUNCHERS[launcher](missing, jobs, done)
 
 
 def _said(sweep: Sweep, task: Task, status: str) -> str:
@@ -243,7 +136,7 @@ def main(_: Any) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   run(sweep, workdir, LAUNCHER.value, JOBS.value)
   results = Results(
-    sweep.name, sweep.spec, write_table(sweep, workdir), _fields(sweep.points),
+    sweep.name, sweep.spec, write_table(sweep, workdir), varied(sweep.points),
     {task.name: task.path for task in sweep.tasks},
   )  # fmt: skip
   print(f'{workdir} has table.csv, table.jsonl and times.csv.')
@@ -253,6 +146,7 @@ def main(_: Any) -> None:
     sys.exit(1)
   if RESULTS.value:
     line = f'python -m experiments.sweep --sweep={SWEEP.value} --workdir=runs/{sweep.name} --jobs={JOBS.value}'
+    line += f' --first_seed={FIRST_SEED.value}' if FIRST_SEED.value else ''
     again = pd.read_csv(pathlib.Path(AGAIN.value) / 'table.csv') if AGAIN.value else None
     answer = pages.write(pathlib.Path(RESULTS.value), results, line, again)
     print(f'{pages.SUMMARY[answer]}: {pathlib.Path(RESULTS.value) / sweep.name}/README.md')

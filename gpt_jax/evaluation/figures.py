@@ -17,10 +17,15 @@ Curves = Mapping[str, Mapping[Any, Sequence[tuple[float, float]]]]
 MARKERS = 'osD^vP*X'
 
 
+def last_name(field: str) -> str:
+  """What a field is called: model.num_layers is num layers."""
+  return field.rpartition('.')[2].replace('_', ' ')
+
+
 def label(setting: Mapping[str, Any]) -> str:
   """How a setting is called: its fields by their last name; parts it does without only where it has no others."""
   setting = {field: value for field, value in setting.items() if value != 'none'} or setting
-  return ', '.join(f'{field.rpartition(".")[2].replace("_", " ")} {value}' for field, value in setting.items())
+  return ', '.join(f'{last_name(field)} {value}' for field, value in setting.items())
 
 
 def blank(x_label: str, y_label: str, height: float = 4.0) -> tuple[Figure, Axes]:

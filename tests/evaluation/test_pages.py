@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gpt_jax.evaluation import pages
-from gpt_jax.evaluation.pages import Results, findings, verdict
+from gpt_jax.evaluation.findings import Results, findings, verdict
 
 LOSS = 'validation_loss'
 

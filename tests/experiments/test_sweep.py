@@ -63,7 +63,7 @@ def test_points_are_built_in_order():
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_is_whole(path, tmp_path, monkeypatch):
   """Every point a config that is right, every comparison of points that are there, five seeds, and its command."""
-  from experiments.sweep import load
+  from experiments.plan import load
 
   monkeypatch.chdir(ROOT)
   sweep = load(str(path), str(tmp_path))
@@ -159,6 +159,9 @@ def test_a_point_that_diverges_is_a_result(tmp_path):
     ({'optimizer.name': 'adam'}, {}, "did you mean 'adamw'?"),
     ({}, {"'than': POST": "'than': {'model.residual': 'parallel'}"}, 'which is no point'),
     ({}, {"'baseline': PRE": "'baseline': {'model.norm': 'rms'}"}, 'no point has the baseline'),
+    ({}, {"'is': 'lower'": "'is': 'less'"}, "is 'alike' with metric, of, than, margin"),
+    ({}, {"'than': POST, ": ''}, "known: is 'lower' with metric, of, than"),
+    ({}, {"'is': 'lower'": "'is': 'alike'"}, "is 'alike' with metric, of, than, margin"),
     ({}, {"'claim'": "'clam'"}, "has no 'claim'"),
     ({}, {'tiny.py': 'tny.py'}, 'configs/pretrain/tny.py'),
     ({}, {'seeds(2)': 'seeds(0)'}, 'has no points'),
