@@ -34,13 +34,14 @@ def write(root: pathlib.Path, results: Results, command: str, again: pd.DataFram
   folder.mkdir(parents=True, exist_ok=True)
   found = findings(results)
   answer = verdict(found)
-  for name, figure in drawn(results).items():
+  drawings = drawn(results)
+  for name, figure in drawings.items():
     figure.savefig(folder / f'{name}.png', dpi=110)
   times = [column for column in results.table if column.startswith('speed.')]
   for name, columns in (('table.csv', results.table.columns.drop(times)), ('times.csv', ['point', *times])):
     write_whole(folder / name, results.table[columns].to_csv(index=False))
   write_json(folder / 'page.json', {'claim': results.spec['claim'], 'verdict': answer})
-  write_whole(folder / 'README.md', _text(results, found, command, again))
+  write_whole(folder / 'README.md', _text(results, found, list(drawings), command, again))
   _index(root)
   return answer
 
@@ -84,7 +85,9 @@ def curves(results: Results) -> Curves:
   return found
 
 
-def _text(results: Results, found: Sequence[Finding], command: str, again: pd.DataFrame | None) -> str:
+def _text(
+  results: Results, found: Sequence[Finding], drawings: Sequence[str], command: str, again: pd.DataFrame | None
+) -> str:
   spec, table = results.spec, results.table
   parts = [
     f'# {results.name}',
@@ -92,7 +95,7 @@ def _text(results: Results, found: Sequence[Finding], command: str, again: pd.Da
     f'**{SUMMARY[verdict(found)]}**, at this size and on this text:',
     '\n'.join(f'- {finding.verdict}: {finding.text}' for finding in found),
     'A verdict is at p < 0.05 by paired t-tests over seeds, corrected by Holm over the page; intervals are 95%.',
-    *(f'![{name}]({name}.png)' for name in drawn(results)),
+    *(f'![{name}]({name}.png)' for name in drawings),
     '## Settings',
     'Means over seeds; low and high are the bootstrap interval of the mean.',
     *(_summary(results, metric) for metric in spec['metrics']),
@@ -160,10 +163,21 @@ def _facts(results: Results) -> str:
   devices = ', '.join(sorted(set(results.table.get('speed.devices', pd.Series(dtype=str)).dropna())))
   threads = f'{results.spec["threads"]} thread{"s" if results.spec["threads"] > 1 else ""}'
   return (
-    f'{len(results.table)} runs, {seconds / 60:.0f} minutes of training in all, on {devices} ({_processor()}; '
-    f'{threads} a run). Versions: {versions}. Each row of [table.csv](table.csv) is a run; '
+    f'{len(results.table)} runs{_size(results.table)}, {seconds / 60:.0f} minutes of training in all, on {devices} '
+    f'({_processor()}; {threads} a run). Versions: {versions}. Each row of [table.csv](table.csv) is a run; '
     '[times.csv](times.csv) has what depends on the machine.'
   )
+
+
+def _size(table: pd.DataFrame) -> str:
+  """Of the models, and of what they were trained on, where all of that is known."""
+  if not {'parameters', 'tokens'} <= set(table):
+    return ''
+  ranges = []
+  for column, unit in (('parameters', 1e6), ('tokens', 1e3)):
+    low, high = table[column].min() / unit, table[column].max() / unit
+    ranges.append(f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}')
+  return f' of {ranges[0]} million parameters on {ranges[1]} thousand tokens'
 
 
 def _processor() -> str:
