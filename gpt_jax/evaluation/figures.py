@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from gpt_jax.evaluation.statistics import PowerLaw, interval, summarize
+from gpt_jax.evaluation.statistics import PowerLaw, interval, lookup, summarize
 from gpt_jax.training.plots import smoothed
 
 Curves = Mapping[str, Mapping[Any, Sequence[tuple[float, float]]]]
@@ -40,12 +40,13 @@ def dots(table: pd.DataFrame, fields: Sequence[str], metric: str, metric_label: 
   """A line a setting: each seed a small dot, the mean a large one with its interval."""
   rows = summarize(table, fields, metric)
   figure, axes = blank(metric_label, '', 1.2 + 0.45 * len(rows))
-  for place, (_, row) in enumerate(rows.iterrows()):
-    runs = table[(table[list(fields)] == row[list(fields)].to_numpy()).all(axis=1)]
-    axes.plot(runs[metric], np.full(len(runs), place), 'o', color='C0', alpha=0.35, markersize=4)
-    axes.errorbar(row['mean'], place, xerr=[[row['mean'] - row['low']], [row['high'] - row['mean']]], fmt='D',
-                  color='C0', capsize=4, markersize=6)  # fmt: skip
-  axes.set_yticks(range(len(rows)), [label(row[list(fields)].to_dict()) for _, row in rows.iterrows()])
+  settings = rows[list(fields)].to_dict('records')
+  for place, (setting, row) in enumerate(zip(settings, rows.to_dict('records'), strict=True)):
+    values = lookup(table, setting)[metric]
+    reach = [[row['mean'] - row['low']], [row['high'] - row['mean']]]
+    axes.plot(values, np.full(len(values), place), 'o', color='C0', alpha=0.35, markersize=4)
+    axes.errorbar(row['mean'], place, xerr=reach, fmt='D', color='C0', capsize=4, markersize=6)
+  axes.set_yticks(range(len(rows)), [label(setting) for setting in settings])
   axes.invert_yaxis()
   axes.margins(y=0.15)
   return figure

@@ -97,6 +97,12 @@ def test_a_page_says_what_its_table_says(tmp_path):
   assert '[trial](trial/README.md)' in index and 'b is lower.' in index and 'held' in index
 
 
+def test_a_figure_names_settings_as_they_were_given(tmp_path):
+  made = results(tmp_path, [expectation('b', 'lower')])
+  axes = pages.drawn(made)[LOSS].axes[0]
+  assert [text.get_text() for text in axes.get_yticklabels()][:2] == ['num layers 2, part a', 'num layers 2, part b']
+
+
 @pytest.mark.parametrize(
   'spec',
   [
