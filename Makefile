@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-assets lint bench clean
+.PHONY: quickstart test test-assets test-parity lint bench clean
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
@@ -12,6 +12,9 @@ test: .venv/test
 
 test-assets: .venv/test
 	$(BIN)/python -m pytest -m assets
+
+test-parity: .venv/parity
+	$(BIN)/python -m pytest tests/parity -m parity
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -35,6 +38,10 @@ bench: .venv/bench
 
 .venv/test: .venv/core
 	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv/parity: .venv/test
+	$(BIN)/python -m pip install -q -e '.[parity]'
 	touch $@
 
 .venv/bench: .venv/core

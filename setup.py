@@ -30,6 +30,7 @@ setuptools.setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.12',
     'pandas>=2.2',
+    'safetensors>=0.5',
     'scipy>=1.14',
     'sentencepiece>=0.2',
     'tabulate>=0.9',

@@ -71,8 +71,9 @@ def test_command(command, shown, trained, tmp_path, capfd):
 
 
 @pytest.mark.parametrize('block', blocks('python'))
-def test_python(block):
+def test_python(block, tmp_path, monkeypatch):
   """It prints what the comments behind its prints say."""
+  monkeypatch.chdir(tmp_path)
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     exec(block, {})

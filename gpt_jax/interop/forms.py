@@ -1,0 +1,98 @@
+"""How a tensor of another library holds parameters of ours: values that read and write.
+
+Ours come as matrices [inputs, outputs] or vectors (see `flattened`), theirs as they stand in a file.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Shaped
+import numpy as np
+
+Tensor = Shaped[np.ndarray, '...']
+Shape = tuple[int, ...]
+
+
+@runtime_checkable
+class Form(Protocol):
+  """One tensor of theirs and one or more of ours."""
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Ours, of these shapes.
+
+    Raises:
+      ValueError: the tensor does not hold arrays of these shapes.
+    """
+    ...
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor: ...
+
+
+def flattened(path: str, shape: Shape) -> Shape:
+  """The shape of one layer's parameter as a matrix [inputs, outputs] or a vector: heads and their widths joined."""
+  if path.endswith('attention/out/kernel'):
+    return (shape[0] * shape[1], *shape[2:])
+  if path.endswith(('kernel', 'embedding', 'table')):
+    return (shape[0], int(np.prod(shape[1:])))
+  return (int(np.prod(shape)),)
+
+
+def _same(tensor: Tensor, shape: Shape) -> Tensor:
+  if tensor.shape != shape:
+    raise ValueError(f'its shape is {tensor.shape}, not {shape}')
+  return tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+  """As ours: embeddings, norms, biases, and the kernels of GPT-1 and GPT-2, which are stored [inputs, outputs]."""
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    return [_same(tensor, shapes[0])]
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor:
+    return parts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transposed:
+  """[outputs, inputs], as torch's Linear is."""
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    return [_same(tensor, shapes[0][::-1]).T]
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].T
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """Several of ours side by side in the last axis: queries, keys and values of GPT-1 and GPT-2."""
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    widths = [shape[-1] for shape in shapes]
+    return np.split(_same(tensor, (*shapes[0][:-1], sum(widths))), np.cumsum(widths)[:-1], axis=-1)
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor:
+    return np.concatenate(parts, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+  """Queries, keys and values by group in the first axis: the queries that share a key, the key, the value (Falcon)."""
+
+  num_kv_heads: int
+  head_width: int
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    inputs = shapes[0][:-1]  # of a bias: none
+    tensor = _same(tensor, (sum(shape[-1] for shape in shapes), *inputs))
+    groups = tensor.reshape(self.num_kv_heads, -1, self.head_width, *inputs)
+    parts = (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])
+    return [part.reshape(-1, *inputs).T for part in parts]
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor:
+    inputs = parts[0].shape[:-1]
+    groups = [part.T.reshape(self.num_kv_heads, -1, self.head_width, *inputs) for part in parts]
+    return np.concatenate(groups, axis=1).reshape(-1, *inputs)

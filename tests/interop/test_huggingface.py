@@ -1,0 +1,220 @@
+"""Folders of our own writing read again, and folders that are broken in every way."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gpt_jax.interop import huggingface
+from gpt_jax.models.families import FAMILIES
+from gpt_jax.models.heads import LanguageModel, parameter_shapes
+from gpt_jax.models.transformer import TransformerConfig, unstack
+from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.types import UserError
+from tests.models.small import parameters, shrunk
+
+WRITABLE = {
+  'gpt1': 'openai-gpt', 'gpt2_small': 'gpt2', 'llama_7b': 'llama', 'llama2_70b': 'llama', 'smollm2_135m': 'llama',
+  'falcon_7b': 'falcon', 'falcon_40b': 'falcon',
+}  # fmt: skip
+
+
+def small(family: str) -> TransformerConfig:
+  """Four times as wide inside as outside, as GPT-1 always is there."""
+  return shrunk(family, mlp=FAMILIES[family].mlp.copy(hidden=128))
+
+
+def saved(folder: pathlib.Path, family: str = 'llama2_70b') -> pathlib.Path:
+  config = small(family)
+  huggingface.save(folder, config, parameters(config))
+  return folder
+
+
+@pytest.mark.parametrize('family', WRITABLE)
+def test_what_is_written_is_read_again_bit_for_bit(family, tmp_path):
+  config = small(family)
+  folder = saved(tmp_path / 'model', family)
+  assert json.loads((folder / 'config.json').read_text())['model_type'] == WRITABLE[family]
+  model, params = huggingface.load(folder)
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, dict(parameters(config)))
+  jax.tree.map(np.testing.assert_array_equal, params, parameters(config))
+  assert (model.config.mlp, model.config.residual, model.config.norm) == (config.mlp, config.residual, config.norm)
+  assert (model.config.rotation, model.config.use_bias) == (config.rotation, config.use_bias)
+
+
+@pytest.mark.parametrize('family', ['gpt3_125m', 'glm_large', 'glm_130b', 'chatglm2_6b'])
+def test_a_model_that_no_layout_can_say_is_refused(family, tmp_path):
+  config = shrunk(family)
+  with pytest.raises(UserError, match='can say this model'):
+    huggingface.save(tmp_path / 'model', config, parameters(config))
+  assert not (tmp_path / 'model').exists()
+
+
+def test_published_configs_are_our_families(tmp_path):
+  """config.json of the released models, as far as they say what the model is."""
+  published = {
+    'gpt1': {'model_type': 'openai-gpt', 'afn': 'gelu', 'n_embd': 768, 'n_head': 12, 'n_layer': 12,
+             'n_positions': 512, 'vocab_size': 40478},
+    'gpt2_xl': {'model_type': 'gpt2', 'activation_function': 'gelu_new', 'n_embd': 1600, 'n_head': 25, 'n_layer': 48,
+                'n_positions': 1024, 'vocab_size': 50257},
+    'llama2_70b': {'model_type': 'llama', 'hidden_size': 8192, 'intermediate_size': 28672, 'num_attention_heads': 64,
+                   'num_hidden_layers': 80, 'num_key_value_heads': 8, 'rms_norm_eps': 1e-5, 'vocab_size': 32000},
+    'smollm2_135m': {'model_type': 'llama', 'hidden_size': 576, 'intermediate_size': 1536, 'num_attention_heads': 9,
+                     'num_hidden_layers': 30, 'num_key_value_heads': 3, 'rms_norm_eps': 1e-5, 'rope_theta': 100000,
+                     'tie_word_embeddings': True, 'vocab_size': 49152},
+    'falcon_7b': {'model_type': 'falcon', 'alibi': False, 'bias': False, 'hidden_size': 4544,
+                  'layer_norm_epsilon': 1e-5, 'multi_query': True, 'new_decoder_architecture': False,
+                  'num_attention_heads': 71, 'num_hidden_layers': 32, 'parallel_attn': True, 'vocab_size': 65024},
+    'falcon_40b': {'model_type': 'falcon', 'alibi': False, 'bias': False, 'hidden_size': 8192,
+                   'layer_norm_epsilon': 1e-5, 'multi_query': True, 'new_decoder_architecture': True,
+                   'num_attention_heads': 128, 'num_kv_heads': 8, 'num_hidden_layers': 60, 'parallel_attn': True,
+                   'vocab_size': 65024},
+  }  # fmt: skip
+  for name, config in published.items():
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    _, read = huggingface.read_config(tmp_path)
+    ours, theirs = (jax.tree.map(np.shape, dict(parameter_shapes(LanguageModel(c)))) for c in (FAMILIES[name], read))
+    assert ours == theirs, name
+    for field in ('mlp', 'residual', 'norm', 'rotation', 'tie_embeddings', 'use_bias', 'attention'):
+      assert getattr(read, field) == getattr(FAMILIES[name], field), (name, field)
+
+
+def test_parts_of_a_model_and_their_index(tmp_path):
+  folder = saved(tmp_path)
+  tensors = load_file(folder / 'model.safetensors')
+  (folder / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  files = {name: f'model-0000{1 + (i > 5)}-of-00002.safetensors' for i, name in enumerate(names)}
+  for file in set(files.values()):
+    save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
+  (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': files}))
+  _, params = huggingface.load(folder)
+  jax.tree.map(np.testing.assert_array_equal, params, parameters(small('llama2_70b')))
+
+
+def test_names_without_their_first_part_and_old_buffers(tmp_path):
+  """As the released GPT-2 has them."""
+  folder = saved(tmp_path, 'gpt2_small')
+  tensors = load_file(folder / 'model.safetensors')
+  tensors = {name.removeprefix('transformer.'): tensor for name, tensor in tensors.items()}
+  tensors['h.0.attn.bias'] = np.ones((1, 1, 4, 4), np.float32)
+  tensors['lm_head.weight'] = tensors['wte.weight']
+  save_file(tensors, folder / 'model.safetensors')
+  _, params = huggingface.load(folder)
+  jax.tree.map(np.testing.assert_array_equal, params, parameters(small('gpt2_small')))
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_half_precision_is_widened(tmp_path, dtype):
+  folder = saved(tmp_path)
+  tensors = {
+    name: tensor.astype(jax.numpy.dtype(dtype)) for name, tensor in load_file(folder / 'model.safetensors').items()
+  }
+  save_file(tensors, folder / 'model.safetensors')
+  _, params = huggingface.load(folder)
+  rounded = jax.tree.map(lambda x: x.astype(dtype).astype('float32'), dict(parameters(small('llama2_70b'))))
+  jax.tree.map(np.testing.assert_array_equal, params, rounded)
+
+
+def test_parameters_are_born_on_their_devices(tmp_path):
+  placement = Placement(make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}))
+  model, params = huggingface.load(saved(tmp_path), place=placement.params)
+  expected = placement.params(parameter_shapes(model))
+  assert jax.tree.map(lambda x: x.sharding, params) == expected
+
+
+def test_looped_layers_are_read_as_well(tmp_path):
+  model, params = huggingface.load(saved(tmp_path), stacked=False)
+  assert not model.config.stacked
+  jax.tree.map(np.testing.assert_array_equal, params, unstack(parameters(small('llama2_70b'))))
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def changed(folder: pathlib.Path, change) -> None:
+  tensors = load_file(folder / 'model.safetensors')
+  change(tensors)
+  save_file(tensors, folder / 'model.safetensors')
+
+
+def reconfigured(folder: pathlib.Path, **fields) -> None:
+  config = json.loads((folder / 'config.json').read_text())
+  config |= fields
+  config = {name: value for name, value in config.items() if value != 'absent'}
+  (folder / 'config.json').write_text(json.dumps(config))
+
+
+BROKEN = {
+  'no config': (lambda f: (f / 'config.json').unlink(), 'has no config.json'),
+  'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'not the config of a model'),
+  'a list': (lambda f: (f / 'config.json').write_text('[]'), 'not the config of a model'),
+  'no field': (lambda f: reconfigured(f, hidden_size='absent'), "has no 'hidden_size'"),
+  'unknown type': (lambda f: reconfigured(f, model_type='lama'), "did you mean 'llama'?"),
+  'activation': (lambda f: reconfigured(f, hidden_act='relu6'), "hidden_act = 'relu6' is not supported"),
+  'scaling': (lambda f: reconfigured(f, rope_scaling={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
+  'biases': (lambda f: reconfigured(f, attention_bias=True), 'attention_bias and mlp_bias must be alike'),
+  'heads': (lambda f: reconfigured(f, num_attention_heads=3), 'num_heads = 3 must be a multiple of'),
+  'no weights': (lambda f: (f / 'model.safetensors').unlink(), 'has no model.safetensors; fetch it'),
+  'a pickle': (
+    lambda f: (f / 'model.safetensors').rename(f / 'pytorch_model.bin'),
+    'pytorch_model.bin is a pickle, which can run code: convert it to safetensors',
+  ),
+  'missing': (lambda f: changed(f, lambda t: t.pop('model.norm.weight')), 'has no tensor model.norm.weight'),
+  'left over': (
+    lambda f: changed(f, lambda t: t.update({'model.extra': np.ones(2, np.float32)})), 'has model.extra, for which'
+  ),
+  'shape': (
+    lambda f: changed(f, lambda t: t.update({'model.norm.weight': np.ones(2, np.float32)})),
+    'tensor model.norm.weight: its shape is (2,), not (32,)',
+  ),
+  'fewer layers': (lambda f: reconfigured(f, num_hidden_layers=1), 'has model.layers.1'),
+  'more layers': (lambda f: reconfigured(f, num_hidden_layers=3), 'has no tensor model.layers.2'),
+  'untied': (lambda f: changed(f, lambda t: t.pop('lm_head.weight')), 'has no tensor lm_head.weight'),
+  'index outside': (
+    lambda f: (f / 'model.safetensors.index.json').write_text('{"weight_map": {"a": "../a.safetensors"}}'),
+    'is not the name of a file in its folder',
+  ),
+  'index': (lambda f: (f / 'model.safetensors.index.json').write_text('{}'), 'no weight_map'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_wrong_folder_is_one_line(name, tmp_path):
+  folder = saved(tmp_path)
+  break_it, message = BROKEN[name]
+  break_it(folder)
+  with pytest.raises(UserError, match=re.escape(message)) as raised:
+    huggingface.load(folder)
+  assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
+
+
+def test_two_hundred_broken_files_are_one_line_each(tmp_path):
+  """Cut anywhere, bits turned in the header, headers that claim to be huge: refused, or read as something whole."""
+  folder = saved(tmp_path)
+  path, rng = folder / 'model.safetensors', np.random.default_rng(0)
+  whole = path.read_bytes()
+  header = 8 + int.from_bytes(whole[:8], 'little')
+  refused = 0
+  for case in range(200):
+    data = bytearray(whole)
+    if case % 4 == 0:
+      data = data[: rng.integers(0, len(data))]
+    elif case % 4 == 1:
+      data[rng.integers(0, header)] ^= 1 << rng.integers(0, 8)
+    elif case % 4 == 2:
+      data[:8] = int(rng.integers(header, 2**62)).to_bytes(8, 'little')
+    else:
+      start = rng.integers(8, header)
+      data[start : start + 8] = rng.integers(32, 127, 8).astype(np.uint8).tobytes()
+    path.write_bytes(data)
+    try:
+      huggingface.load(folder)
+    except UserError as error:
+      refused += 1
+      assert '\n' not in str(error)
+  assert refused > 180
