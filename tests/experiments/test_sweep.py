@@ -14,7 +14,9 @@ import pytest
 from configs.sweeps.points import chain, param, product, seeds, zipped
 from experiments import launchers
 from experiments.launchers import Task
-from tests.experiments.program import ROOT, call, command_line, spawn
+from experiments.plan import load
+from gpt_jax.types import UserError
+from tests.experiments.program import ROOT, command_line, spawn
 from tests.experiments.small_sweep import written
 
 SWEEPS = sorted(path for path in (ROOT / 'configs/sweeps').glob('*.py') if path.stem not in ('__init__', 'points'))
@@ -63,8 +65,6 @@ def test_points_are_built_in_order():
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_is_whole(path, tmp_path, monkeypatch):
   """Every point a config that is right, every comparison of points that are there, five seeds, and its command."""
-  from experiments.plan import load
-
   monkeypatch.chdir(ROOT)
   sweep = load(str(path), str(tmp_path))
   counts = pd.DataFrame([{k: repr(v) for k, v in p.items() if k != 'seed'} for p in sweep.points]).value_counts()
@@ -106,9 +106,9 @@ def test_killed_anywhere_and_run_again_it_is_unbroken(unbroken, tmp_path):
     assert log.read_text().count('has result.json') == 1, 'a point ran twice'
 
 
-def test_a_finished_sweep_runs_nothing(unbroken, capfd):
+def test_a_finished_sweep_runs_nothing(unbroken):
   before = {path: path.stat().st_mtime_ns for path in unbroken.glob('runs/points/**/*')}
-  ended = call(capfd, 'sweep', *flags(unbroken / 'small.py', unbroken / 'runs'))
+  ended = spawn('sweep', *flags(unbroken / 'small.py', unbroken / 'runs'))
   assert ended.code == 0 and '4 of them finished before' in ended.out
   assert before == {path: path.stat().st_mtime_ns for path in unbroken.glob('runs/points/**/*')}
 
@@ -168,35 +168,43 @@ def test_a_point_that_diverges_is_a_result(tmp_path):
     ({}, {'get_sweep()': 'sweep()'}, 'get_sweep'),
   ],
 )  # fmt: skip
-def test_a_wrong_sweep_is_one_line(tmp_path, capfd, more, replaced, message):
-  ended = call(capfd, 'sweep', *flags(written(tmp_path, more, **replaced), tmp_path / 'runs'))
-  assert ended.code == 2 and len(ended.err.splitlines()) == 1 and message in ended.err, ended
+def test_a_wrong_sweep_is_one_line(tmp_path, monkeypatch, more, replaced, message):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(UserError) as raised:
+    load(str(written(tmp_path, more, **replaced)), str(tmp_path / 'runs'))
+  assert message in str(raised.value) and '\n' not in str(raised.value)
   assert not (tmp_path / 'runs').exists()
 
 
-def test_an_index_beyond_the_points(unbroken, tmp_path, capfd):
-  ended = call(capfd, 'sweep', *flags(unbroken / 'small.py', tmp_path / 'runs', '--index=4'))
+def test_a_wrong_sweep_ends_with_code_2_before_anything_runs(tmp_path):
+  ended = spawn('sweep', *flags(written(tmp_path, {'model.resdual': 'pre'}), tmp_path / 'runs'))
+  assert ended.code == 2 and len(ended.err.splitlines()) == 1 and "did you mean 'model.residual'?" in ended.err
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_an_index_beyond_the_points(unbroken, tmp_path):
+  ended = spawn('sweep', *flags(unbroken / 'small.py', tmp_path / 'runs', '--index=4'))
   assert ended.code == 2 and '--index=4 is not one of the 4 points' in ended.err
 
 
-def test_points_of_another_config_are_refused(unbroken, tmp_path, capfd):
+def test_points_of_another_config_are_refused(unbroken, tmp_path):
   before = {path: path.read_bytes() for path in unbroken.glob('runs/points/*/*.json')}
   sweep = written(tmp_path, {'context': 16}, **{f'file:{tmp_path}': f'file:{unbroken}'})
   for point in unbroken.glob('runs/points/*'):
     (tmp_path / 'runs/points').mkdir(parents=True, exist_ok=True)
     (tmp_path / 'runs/points' / f'{point.name},context=16').symlink_to(point)
-  ended = call(capfd, 'sweep', *flags(sweep, tmp_path / 'runs'))
+  ended = spawn('sweep', *flags(sweep, tmp_path / 'runs'))
   assert ended.code == 2 and 'config.context is 16 but' in ended.err, ended
   assert before == {path: path.read_bytes() for path in unbroken.glob('runs/points/*/*.json')}
 
 
-def test_a_dry_run_lists_points_and_time_and_leaves_nothing(unbroken, tmp_path, capfd):
-  ended = call(capfd, 'sweep', *flags(unbroken / 'small.py', tmp_path / 'runs', '--dry_run'))
+def test_a_dry_run_lists_points_and_time_and_leaves_nothing(unbroken, tmp_path):
+  ended = spawn('sweep', *flags(unbroken / 'small.py', tmp_path / 'runs', '--dry_run'))
   lines = ended.out.splitlines()
   assert ended.code == 0 and len(lines) == 5 and 'missing' in lines[0] and 'residual=post' in lines[1]
   assert lines[-1].startswith('4 of 4 points to run: ') and 'minutes at a third of' in lines[-1]
   assert not (tmp_path / 'runs').exists()
-  ended = call(capfd, 'sweep', *flags(unbroken / 'small.py', unbroken / 'runs', '--dry_run'))
+  ended = spawn('sweep', *flags(unbroken / 'small.py', unbroken / 'runs', '--dry_run'))
   assert '0 of 4 points to run' in ended.out and 'by the speed of what is finished' in ended.out
 
 
