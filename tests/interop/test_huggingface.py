@@ -39,7 +39,7 @@ def test_what_is_written_is_read_again_bit_for_bit(family, tmp_path):
   config = small(family)
   folder = saved(tmp_path / 'model', family)
   assert json.loads((folder / 'config.json').read_text())['model_type'] == WRITABLE[family]
-  model, params = huggingface.load(folder)
+  model, params = huggingface.read(folder).load()
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, dict(parameters(config)))
   jax.tree.map(np.testing.assert_array_equal, params, parameters(config))
   assert (model.config.mlp, model.config.residual, model.config.norm) == (config.mlp, config.residual, config.norm)
@@ -76,7 +76,7 @@ def test_published_configs_are_our_families(tmp_path):
   }  # fmt: skip
   for name, config in published.items():
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    _, read = huggingface.read_config(tmp_path)
+    read = huggingface.read(tmp_path).config
     ours, theirs = (jax.tree.map(np.shape, dict(parameter_shapes(LanguageModel(c)))) for c in (FAMILIES[name], read))
     assert ours == theirs, name
     for field in ('mlp', 'residual', 'norm', 'rotation', 'tie_embeddings', 'use_bias', 'attention'):
@@ -92,7 +92,7 @@ def test_parts_of_a_model_and_their_index(tmp_path):
   for file in set(files.values()):
     save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
   (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': files}))
-  _, params = huggingface.load(folder)
+  _, params = huggingface.read(folder).load()
   jax.tree.map(np.testing.assert_array_equal, params, parameters(small('llama2_70b')))
 
 
@@ -104,7 +104,7 @@ def test_names_without_their_first_part_and_old_buffers(tmp_path):
   tensors['h.0.attn.bias'] = np.ones((1, 1, 4, 4), np.float32)
   tensors['lm_head.weight'] = tensors['wte.weight']
   save_file(tensors, folder / 'model.safetensors')
-  _, params = huggingface.load(folder)
+  _, params = huggingface.read(folder).load()
   jax.tree.map(np.testing.assert_array_equal, params, parameters(small('gpt2_small')))
 
 
@@ -115,20 +115,20 @@ def test_half_precision_is_widened(tmp_path, dtype):
     name: tensor.astype(jax.numpy.dtype(dtype)) for name, tensor in load_file(folder / 'model.safetensors').items()
   }
   save_file(tensors, folder / 'model.safetensors')
-  _, params = huggingface.load(folder)
+  _, params = huggingface.read(folder).load()
   rounded = jax.tree.map(lambda x: x.astype(dtype).astype('float32'), dict(parameters(small('llama2_70b'))))
   jax.tree.map(np.testing.assert_array_equal, params, rounded)
 
 
 def test_parameters_are_born_on_their_devices(tmp_path):
   placement = Placement(make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}))
-  model, params = huggingface.load(saved(tmp_path), place=placement.params)
+  model, params = huggingface.read(saved(tmp_path)).load(place=placement.params)
   expected = placement.params(parameter_shapes(model))
   assert jax.tree.map(lambda x: x.sharding, params) == expected
 
 
 def test_looped_layers_are_read_as_well(tmp_path):
-  model, params = huggingface.load(saved(tmp_path), stacked=False)
+  model, params = huggingface.read(saved(tmp_path)).load(stacked=False)
   assert not model.config.stacked
   jax.tree.map(np.testing.assert_array_equal, params, unstack(parameters(small('llama2_70b'))))
 
@@ -189,7 +189,7 @@ def test_a_wrong_folder_is_one_line(name, tmp_path):
   break_it, message = BROKEN[name]
   break_it(folder)
   with pytest.raises(UserError, match=re.escape(message)) as raised:
-    huggingface.load(folder)
+    huggingface.read(folder).load()
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
 
 
@@ -213,7 +213,7 @@ def test_two_hundred_broken_files_are_one_line_each(tmp_path):
       data[start : start + 8] = rng.integers(32, 127, 8).astype(np.uint8).tobytes()
     path.write_bytes(data)
     try:
-      huggingface.load(folder)
+      huggingface.read(folder).load()
     except UserError as error:
       refused += 1
       assert '\n' not in str(error)

@@ -77,7 +77,7 @@ def pair(request, tmp_path_factory):
 
 
 def logits(folder: pathlib.Path) -> np.ndarray:
-  model, params = huggingface.load(folder)
+  model, params = huggingface.read(folder).load()
   return np.asarray(jax.jit(model.apply)(params, jnp.asarray(TOKENS))[0])
 
 
@@ -91,7 +91,7 @@ def test_logits_are_theirs(pair):
 
 def test_written_again_every_tensor_is_the_same_and_transformers_opens_it(pair, tmp_path):
   model, folder = pair
-  ours, params = huggingface.load(folder, stacked=False)
+  ours, params = huggingface.read(folder).load(stacked=False)
   model_type = json.loads((folder / 'config.json').read_text())['model_type']
   huggingface.save(tmp_path, ours.config, params, model_type=model_type)
   again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -108,7 +108,7 @@ def test_written_again_every_tensor_is_the_same_and_transformers_opens_it(pair, 
 
 def test_greedy_continuations_of_a_padded_batch_are_theirs(pair):
   model, folder = pair
-  ours, params = huggingface.load(folder)
+  ours, params = huggingface.read(folder).load()
   prompts = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3]]
   found = generate(ours, params, prompts, max_new_tokens=64, sampling=Sampling(temperature=0))
   for prompt, completion in zip(prompts, found, strict=True):

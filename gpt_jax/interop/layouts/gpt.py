@@ -1,0 +1,93 @@
+"""GPT-1 and GPT-2 as transformers has them: openai-gpt and gpt2."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpt_jax.interop.forms import Joined, Same
+from gpt_jax.interop.layouts.table import (
+  EMBEDDING,
+  PLAIN,
+  POSITIONS,
+  QKV,
+  Entry,
+  Json,
+  Layout,
+  activation_name,
+  feed_forward,
+  head,
+  layer_norm,
+  linear,
+  only,
+)
+from gpt_jax.models.initialization import Normal
+from gpt_jax.models.parts import PARTS
+from gpt_jax.models.positions import Learned
+from gpt_jax.models.residual import PostNorm, PreNorm
+from gpt_jax.models.transformer import TransformerConfig
+
+
+def _gpt(
+  config: Json, residual: PreNorm | PostNorm, activations: Mapping[str, str], activation: str, **more: Any
+) -> TransformerConfig:
+  width, heads = config['n_embd'], config['n_head']
+  only(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+  return TransformerConfig(
+    vocab_size=config['vocab_size'], num_layers=config['n_layer'], model_dim=width, num_heads=heads,
+    num_kv_heads=heads, mlp=feed_forward(activations, 'activation', activation, config.get('n_inner') or 4 * width),
+    residual=residual, norm=PARTS['norm']['layer'](epsilon=config.get('layer_norm_epsilon', 1e-5)),
+    positions=Learned(config['n_positions']), tie_embeddings=config.get('tie_word_embeddings', True), **more,
+  )  # fmt: skip
+
+
+def _gpt_fields(config: TransformerConfig) -> dict[str, Any]:
+  return {
+    'vocab_size': config.vocab_size, 'n_layer': config.num_layers, 'n_embd': config.model_dim,
+    'n_head': config.num_heads, 'n_positions': config.positions.length if config.positions is not None else 0,
+    'layer_norm_epsilon': getattr(config.norm, 'epsilon', None), 'tie_word_embeddings': config.tie_embeddings,
+  }  # fmt: skip
+
+
+def _gpt_entries(embedding: str, positions: str, norms: Sequence[tuple[str, str]], config: TransformerConfig) -> list:
+  layer = 'transformer.h.{}.'
+  qkv = [
+    Entry(f'{layer}attn.c_attn.{theirs}', tuple(f'{part}/{ours}' for part in QKV), Joined())
+    for theirs, ours in (('weight', 'kernel'), ('bias', 'bias'))
+  ]
+  return [
+    Entry(f'transformer.{embedding}.weight', EMBEDDING, Same()),
+    Entry(f'transformer.{positions}.weight', POSITIONS, Same()),
+    *qkv,
+    *linear(f'{layer}attn.c_proj', 'attention/out', True, Same()),
+    *linear(f'{layer}mlp.c_fc', 'mlp/up', True, Same()),
+    *linear(f'{layer}mlp.c_proj', 'mlp/down', True, Same()),
+    *(entry for theirs, ours in norms for entry in layer_norm(theirs, ours)),
+    *head(config),
+  ]
+
+
+GPT_NORMS = (('transformer.h.{}.ln_1', 'norm_attention'), ('transformer.h.{}.ln_2', 'norm_mlp'))
+
+# What they call gelu here is the tanh form, which they call gelu_new elsewhere.
+GPT1 = {'gelu': 'gelu', 'relu': 'relu'}
+
+gpt1 = Layout(
+  'OpenAIGPTLMHeadModel',
+  read=lambda config: _gpt(config, PostNorm(), GPT1, config.get('afn', 'gelu'), init=Normal(0.02)),
+  write=lambda config: {**_gpt_fields(config), 'afn': activation_name(GPT1, config)},
+  entries=lambda config: _gpt_entries('tokens_embed', 'positions_embed', GPT_NORMS, config),
+  ignored=r'\.attn\.(masked_)?bias$|position_ids$',
+  context='n_positions',
+)
+
+gpt2 = Layout(
+  'GPT2LMHeadModel',
+  read=lambda config: _gpt(config, PreNorm(), PLAIN, config.get('activation_function', 'gelu_new')),
+  write=lambda config: {
+    **_gpt_fields(config), 'n_inner': config.mlp.hidden, 'activation_function': activation_name(PLAIN, config)
+  },
+  entries=lambda config: _gpt_entries(
+    'wte', 'wpe', (*GPT_NORMS, ('transformer.ln_f', 'transformer/norm_final')), config
+  ),
+  ignored=r'\.attn\.(masked_)?bias$',
+  context='n_positions',
+)  # fmt: skip

@@ -1,0 +1,139 @@
+"""What a layout is made of: a table of which tensor holds which parameter, and what several layouts share."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+from gpt_jax.interop.forms import Form, Same, Transposed
+from gpt_jax.models.parts import PARTS
+from gpt_jax.models.positions import LinearScaling, Llama3Scaling, Rotary, Scaling
+from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.types import UserError
+
+Json = Mapping[str, Any]
+
+# What a config has beyond the model it describes: how it is made, trained and run.
+_LOOSE = ('init', 'embedding_dropout', 'attention_dropout', 'residual_dropout', 'dtype', 'remat', 'stacked')
+
+
+class Entry(NamedTuple):
+  """A tensor of theirs, and the parameters of ours that it holds; {} stands for the number of a layer."""
+
+  theirs: str
+  ours: tuple[str, ...]
+  form: Form
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A kind of model of another library: `read` and `write` are of its configuration, `entries` of its tensors.
+
+  `write` gives what `read` needs to give the same config again; a config for which it does not has no such layout.
+  """
+
+  architecture: str
+  """Its name there."""
+  read: Callable[[Json], TransformerConfig]
+  write: Callable[[TransformerConfig], dict[str, Any]]
+  entries: Callable[[TransformerConfig], list[Entry]]
+  ignored: str = r'$^'
+  """Tensors that are no parameters, as a regex: masks and tables of angles that old files hold."""
+  context: str = 'max_position_embeddings'
+  """The field of the configuration that has the length, in tokens, that the model was made for."""
+  head: str = 'lm_head.weight'
+  """The tensor of the unembedding, which may stand there again where it is the embedding."""
+
+  def says(self, config: TransformerConfig) -> bool:
+    """Whether its configuration can say a model: read again, it is the same model."""
+    try:
+      again = self.read(self.write(config))
+    except (UserError, ValueError, TypeError, AttributeError, KeyError):
+      return False
+    loose = {name: getattr(again, name) for name in _LOOSE}
+
+    def plain(config: TransformerConfig) -> TransformerConfig:
+      qkv_bias = config.use_bias if config.qkv_bias is None else config.qkv_bias
+      positions = config.positions and config.positions.copy(stddev=0.0)
+      return dataclasses.replace(config, head_dim=config.head_width, qkv_bias=qkv_bias, positions=positions, **loose)
+
+    return plain(again) == plain(config)
+
+
+# ---- what several have in common -----------------------------------------------------------------------------------
+
+# Their names of activations, and our names of the feed-forward networks that have them.
+PLAIN = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu'}
+GATED = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu'}
+
+
+def feed_forward(activations: Mapping[str, str], field: str, name: str, hidden: int) -> Any:
+  if name not in activations:
+    raise UserError(f'config.json: {field} = {name!r} is not supported; known: {", ".join(activations)}')
+  return PARTS['mlp'][activations[name]](hidden)
+
+
+def activation_name(activations: Mapping[str, str], config: TransformerConfig) -> str:
+  return next(
+    (theirs for theirs, ours in activations.items() if PARTS['mlp'][ours](config.mlp.hidden) == config.mlp), ''
+  )
+
+
+def only(config: Json, **needed: Any) -> None:
+  """Refuses a config whose fields, where it has them, are others than those we can compute."""
+  for field, value in needed.items():
+    if config.get(field, value) != value:
+      raise UserError(f'config.json: {field} = {config[field]!r} is not supported, only {value!r}')
+
+
+def rotary(config: Json, fraction: float = 1.0) -> Rotary:
+  """transformers 5 puts all in rope_parameters, 4 in rope_theta and rope_scaling."""
+  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  scaling: Scaling | None = None
+  if kind == 'linear':
+    scaling = LinearScaling(rope['factor'])
+  elif kind == 'llama3':
+    scaling = Llama3Scaling(
+      rope['factor'], rope['low_freq_factor'], rope['high_freq_factor'], rope['original_max_position_embeddings']
+    )
+  elif kind != 'default':
+    raise UserError(f'config.json: rope_type = {kind!r} is not supported; known: default, linear, llama3')
+  theta: float = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
+  return Rotary(float(theta), fraction, scaling)
+
+
+def rope_fields(config: TransformerConfig) -> dict[str, Any]:
+  if not isinstance(config.rotation, Rotary):
+    return {}
+  scaling = config.rotation.scaling
+  written: dict[str, Any] = {'rope_theta': config.rotation.theta, 'rope_scaling': None}
+  if isinstance(scaling, LinearScaling):
+    written['rope_scaling'] = {'rope_type': 'linear', 'factor': scaling.factor}
+  if isinstance(scaling, Llama3Scaling):
+    written['rope_scaling'] = {
+      'rope_type': 'llama3',
+      'factor': scaling.factor,
+      'low_freq_factor': scaling.low_frequency_factor,
+      'high_freq_factor': scaling.high_frequency_factor,
+      'original_max_position_embeddings': scaling.original_length,
+    }
+  return written
+
+
+def linear(theirs: str, ours: str, bias: bool, form: Form = Transposed()) -> list[Entry]:
+  """A linear layer and its bias."""
+  entries = [Entry(f'{theirs}.weight', (f'{ours}/kernel',), form)]
+  return entries + ([Entry(f'{theirs}.bias', (f'{ours}/bias',), Same())] if bias else [])
+
+
+def layer_norm(theirs: str, ours: str) -> list[Entry]:
+  return [Entry(f'{theirs}.{a}', (f'{ours}/{b}',), Same()) for a, b in (('weight', 'scale'), ('bias', 'bias'))]
+
+
+def head(config: TransformerConfig) -> list[Entry]:
+  return [] if config.tie_embeddings else [Entry('lm_head.weight', ('unembed/embedding',), Same())]
+
+
+QKV = ('attention/query', 'attention/key', 'attention/value')
+EMBEDDING = ('transformer/embed/embedding',)
+POSITIONS = ('transformer/positions/table',)

@@ -1,0 +1,151 @@
+"""Named tensors of a file to parameters of ours and back, by the table of a layout."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import re
+from typing import Any
+
+import jax
+from jax.tree_util import keystr
+import numpy as np
+
+from gpt_jax.interop.forms import Shape, Tensor, flattened
+from gpt_jax.interop.layouts.table import Layout
+from gpt_jax.models.heads import LanguageModel, parameter_shapes
+from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.types import Params, UserError
+
+Read = Callable[[], Tensor]
+"""Reads one tensor when it is wanted."""
+
+Place = Callable[[Params], Any]
+"""The sharding of each parameter, of their shapes."""
+
+BLOCK = re.compile(r'transformer/blocks(?:_(\d+))?/block_(\d+)/(.*)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model in files of another library, its tensors not read yet."""
+
+  name: str
+  """Of the file or folder, for messages."""
+  layout: Layout
+  config: TransformerConfig
+  context: int | None
+  """The length in tokens that it was made for, where its configuration says."""
+  files: Mapping[str, bytes]
+  """What comes along, under the names transformers gives such files: tokenizer.json, generation_config.json, ..."""
+  tensors: Callable[[], contextlib.AbstractContextManager[Mapping[str, Read]]]
+
+  def load(self, *, place: Place | None = None, **changed: Any) -> tuple[LanguageModel, Params]:
+    """The model and its parameters in float32.
+
+    A tensor at a time is read and put where it belongs, so that memory holds the parameters and one of them again: of
+    stacked layers, one kind of all layers.
+
+    Args:
+      place: gives the sharding of each parameter, of their shapes; None: the default device.
+      changed: fields of the config, such as dtype or stacked.
+
+    Raises:
+      UserError: a file that is missing, broken or a pickle; a tensor that is missing, left over or of another shape.
+    """
+    model = LanguageModel(dataclasses.replace(self.config, **changed))
+    with self.tensors() as tensors:
+      return model, _assemble(self.name, tensors, self.layout, model, place)
+
+
+def _assemble(
+  name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, place: Place | None = None
+) -> Params:
+  shapes = parameter_shapes(model)
+  source = _Source(name, tensors, layout, model)
+
+  def put(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
+    return jax.device_put(source.parameter(_name(path), shape.shape), sharding)
+
+  params = jax.tree_util.tree_map_with_path(put, shapes, *([] if place is None else [place(shapes)]))
+  source.finish()
+  return params
+
+
+def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+  """Every tensor of a layout in float32, by its name there, made when it is asked for."""
+  ours = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  for entry in layout.entries(config):
+    for layer in range(config.num_layers) if '{}' in entry.theirs else (None,):
+      parts = []
+      for path in entry.ours:
+        array = _of_layer(ours, path, layer, len(config.attention))
+        parts.append(np.asarray(array, np.float32).reshape(flattened(path, array.shape)))
+      yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
+
+
+def _of_layer(ours: Mapping[str, Any], path: str, layer: int | None, period: int) -> Any:
+  """A parameter of one layer, of stacked layers or looped ones; without a layer, the parameter of this path."""
+  if layer is None:
+    return ours[f'params/{path}']
+  block = f'block_{layer % period}/{path}'
+  looped = f'params/transformer/blocks_{layer // period}/{block}'
+  return ours[looped] if looped in ours else ours[f'params/transformer/blocks/{block}'][layer // period]
+
+
+class _Source:
+  """The tensors of a file, as parameters of ours."""
+
+  def __init__(self, name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel):
+    self.name = name
+    self.tensors = {name: read for name, read in tensors.items() if not re.search(layout.ignored, name)}
+    # A head that repeats the embeddings is no parameter.
+    self.left = set(self.tensors) - ({layout.head} if model.config.tie_embeddings else set())
+    self.period = len(model.config.attention)
+    entries = layout.entries(model.config)
+    self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
+    self.shapes: dict[str, Shape] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
+      found = BLOCK.search(_name(path))
+      inner = found[3] if found else _name(path).removeprefix('params/')
+      shape = leaf.shape[1:] if found and found[1] is None else leaf.shape
+      self.shapes[inner] = flattened(inner, shape)
+
+  def parameter(self, path: str, shape: Shape) -> Tensor:
+    """A parameter by its path; of stacked layers, all of them."""
+    found = BLOCK.search(path)
+    if not found:
+      return self._part(path.removeprefix('params/'), 0).reshape(shape)
+    period, block, inner = found[1], int(found[2]), found[3]
+    if period is not None:
+      return self._part(inner, int(period) * self.period + block).reshape(shape)
+    stack = np.empty(shape, np.float32)
+    for number in range(shape[0]):
+      stack[number] = self._part(inner, number * self.period + block).reshape(shape[1:])
+    return stack
+
+  def _part(self, inner: str, layer: int) -> Tensor:
+    if inner not in self.holds:
+      raise UserError(f'{self.name}: its layout has no place for our {inner}')
+    entry, place = self.holds[inner]
+    name = self._found(entry.theirs.format(layer))
+    self.left.discard(name)
+    try:
+      return entry.form.read(self.tensors[name](), [self.shapes[path] for path in entry.ours])[place].astype(np.float32)
+    except ValueError as error:
+      raise UserError(f'{self.name}: tensor {name}: {error}; its configuration is of another model') from None
+
+  def _found(self, name: str) -> str:
+    """The name in the file: models saved without their head have no first part."""
+    for known in (name, name.partition('.')[2]):
+      if known in self.tensors:
+        return known
+    raise UserError(f'{self.name} has no tensor {name}: a file is missing, or its configuration is of another model')
+
+  def finish(self) -> None:
+    """Every tensor was used."""
+    if self.left:
+      raise UserError(f'{self.name} has {min(self.left)}, for which the model of its configuration has no place')
+
+
+def _name(path: Any) -> str:
+  return keystr(path, simple=True, separator='/')
