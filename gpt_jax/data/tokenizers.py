@@ -5,12 +5,14 @@ import hashlib
 import itertools
 import json
 import pathlib
+from types import MappingProxyType
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 from jaxtyping import Int32
 import numpy as np
 
 from gpt_jax.data import bpe, cache
+from gpt_jax.data.conventions import SETTINGS, Conventions, Files
 from gpt_jax.data.sources import documents
 from gpt_jax.data.vocabularies import Bytes, Characters, SentencePiece
 from gpt_jax.names import nearest
@@ -22,7 +24,7 @@ class Tokenizer(Protocol):
   """What turns text into numbers below `vocab_size`, and back.
 
   Text is bytes, or str in which broken UTF-8 stands as surrogate escapes (bytes.decode('utf-8', 'surrogateescape')).
-  Text never yields a special token: <|endoftext|> written in a document is ordinary text, not the end of it.
+  `encode` never yields a special token: <|endoftext|> written in a document is ordinary text, not the end of it.
   """
 
   @property
@@ -33,18 +35,30 @@ class Tokenizer(Protocol):
     """Stands after every document; None where the vocabulary has no such token."""
     ...
 
+  @property
+  def conventions(self) -> Conventions:
+    """What a model with this vocabulary expects around text."""
+    ...
+
   def encode(self, text: str | bytes) -> Int32[np.ndarray, 'T']: ...
 
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[Int32[np.ndarray, '_']]: ...
+
+  def encode_special(self, text: str) -> Int32[np.ndarray, 'T']:
+    """As `encode`, but the names of special tokens stand for them: for what a chat template wrote."""
+    ...
 
   def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
     """The exact bytes, where the vocabulary can say them: a token may be a part of a character."""
     ...
 
-  def dump(self) -> tuple[str, bytes]:
-    """Name and content of the one plain file that says all."""
+  def dump(self) -> dict[str, bytes]:
+    """The plain files that say all, by name; but for bytes and characters, those of transformers."""
     ...
 
+
+FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', *SETTINGS)
+"""All that a tokenizer may be read from."""
 
 KINDS = ('bytes', 'chars', 'gpt2', 'gpt1', 'bpe', 'json', 'sentencepiece')
 
@@ -77,7 +91,7 @@ def tokenizer(spec: str, sources: Sequence[str] = (), held_out: float | int = 0.
     path = pathlib.Path(argument).expanduser()
     if not path.is_file():
       raise UserError(f'tokenizer {spec!r}: there is no file {path}')
-    return bpe.from_json(path.read_bytes(), str(path)) if kind == 'json' else _sentencepiece(path)
+    return (bpe.from_json if kind == 'json' else _sentencepiece)(path.read_bytes(), str(path))
   raise UserError(f'tokenizer {spec!r} is unknown; {nearest(kind, KINDS)}')
 
 
@@ -92,45 +106,59 @@ def _trained(size: int, sources: Sequence[str], held_out: float | int) -> Tokeni
   return load(folder)
 
 
-def _sentencepiece(path: pathlib.Path) -> SentencePiece:
+def _sentencepiece(content: bytes, name: str, files: Files = MappingProxyType({})) -> SentencePiece:
   try:
-    return SentencePiece(path.read_bytes())
+    return SentencePiece(content, files)
   except RuntimeError as error:
-    raise UserError(f'{path}: not a SentencePiece model') from error
+    raise UserError(f'{name}: not a SentencePiece model') from error
 
 
 def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-  """Writes tokenizer.json (or tokenizer.model, SentencePiece's) into a folder, for `load`."""
-  name, content = tokenizer.dump()
+  """Writes the files of a tokenizer into a folder, for `load`."""
   folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / f'{name}.partial'
-  partial.write_bytes(content)
-  partial.replace(folder / name)
+  for name, content in tokenizer.dump().items():
+    partial = folder / f'{name}.partial'
+    partial.write_bytes(content)
+    partial.replace(folder / name)
 
 
 def load(folder: pathlib.Path) -> Tokenizer:
-  """The tokenizer that `save` wrote."""
-  model, path = folder / 'tokenizer.model', folder / 'tokenizer.json'
-  if model.is_file():
-    return _sentencepiece(model)
-  if not path.is_file():
-    raise UserError(f'{folder} has no tokenizer.json or tokenizer.model')
-  content = path.read_bytes()
-  try:
-    state = json.loads(content)
-  except ValueError as error:
-    raise UserError(f'{path}: not JSON ({error})') from error
-  if state.get('kind') == 'bytes':
-    return Bytes()
-  if state.get('kind') == 'chars':
-    return Characters(state['characters'])
-  return bpe.from_json(content, str(path))
+  """The tokenizer of a folder, of `save`'s or transformers' making.
+
+  Raises:
+    UserError: there is none, or one of its files is broken.
+  """
+  return read({name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}, str(folder))
+
+
+def read(files: Files, name: str) -> Tokenizer:
+  """The tokenizer of some files, by their names; `name` is where they come from, for messages.
+
+  Raises:
+    UserError: there is none among them, or one is broken.
+  """
+  if 'tokenizer.json' in files:
+    content, path = files['tokenizer.json'], f'{name}/tokenizer.json'
+    try:
+      state = json.loads(content)
+    except ValueError as error:
+      raise UserError(f'{path}: not JSON ({error})') from error
+    if state.get('kind') == 'bytes':
+      return Bytes()
+    if state.get('kind') == 'chars':
+      return Characters(state['characters'])
+    return bpe.from_json(content, path, files)
+  if 'tokenizer.model' in files:
+    return _sentencepiece(files['tokenizer.model'], f'{name}/tokenizer.model', files)
+  if 'vocab.json' in files and 'merges.txt' in files:
+    return bpe.from_pair(files['vocab.json'], files['merges.txt'], f'{name}/vocab.json or merges.txt', files)
+  raise UserError(f'{name} has no tokenizer.json, tokenizer.model, or vocab.json and merges.txt')
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
   """The sha256 of what `save` writes."""
-  name, content = tokenizer.dump()
-  return hashlib.sha256(name.encode() + b'\0' + content).hexdigest()
+  parts = (part for name, content in sorted(tokenizer.dump().items()) for part in (name.encode(), content))
+  return hashlib.sha256(b'\0'.join(parts)).hexdigest()
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[SupportsIndex]) -> str:

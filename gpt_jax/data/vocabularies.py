@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 import json
+import re
+from types import MappingProxyType
 from typing import SupportsIndex
 
 from jaxtyping import Int32
 import numpy as np
 import sentencepiece
 
+from gpt_jax.data.conventions import SETTINGS, Conventions, Files, conventions
 from gpt_jax.data.text import to_bytes, to_text
 from gpt_jax.types import UserError
 
@@ -19,6 +22,7 @@ class Bytes:
 
   vocab_size = 257
   end_of_text = 256
+  conventions = Conventions(ends=(256,))
 
   def encode(self, text: str | bytes) -> Ids:
     return np.frombuffer(to_bytes(text), np.uint8).astype(np.int32)
@@ -26,17 +30,21 @@ class Bytes:
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[Ids]:
     return [self.encode(text) for text in texts]
 
+  def encode_special(self, text: str) -> Ids:
+    return self.encode(text)
+
   def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
     return bytes(i for i in map(int, ids) if i != self.end_of_text)
 
-  def dump(self) -> tuple[str, bytes]:
-    return 'tokenizer.json', json.dumps({'kind': 'bytes'}).encode()
+  def dump(self) -> dict[str, bytes]:
+    return {'tokenizer.json': json.dumps({'kind': 'bytes'}).encode()}
 
 
 class Characters:
   """One number for each of the given characters, in their order; no end of text, as in char-rnn and nanoGPT."""
 
   end_of_text = None
+  conventions = Conventions()
 
   def __init__(self, characters: str):
     self.characters = characters
@@ -61,21 +69,29 @@ class Characters:
   def encode_batch(self, texts: Sequence[str | bytes]) -> list[Ids]:
     return [self.encode(text) for text in texts]
 
+  def encode_special(self, text: str) -> Ids:
+    return self.encode(text)
+
   def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
     return to_bytes(''.join(self.characters[int(i)] for i in ids))
 
-  def dump(self) -> tuple[str, bytes]:
-    return 'tokenizer.json', json.dumps({'kind': 'chars', 'characters': self.characters}).encode()
+  def dump(self) -> dict[str, bytes]:
+    return {'tokenizer.json': json.dumps({'kind': 'chars', 'characters': self.characters}).encode()}
 
 
 class SentencePiece:
   """A SentencePiece model, as LLaMA and GLM have; its own normalisation decides what of a text survives."""
 
-  def __init__(self, model: bytes):
+  def __init__(self, model: bytes, files: Files = MappingProxyType({})):
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.vocab_size = self._processor.vocab_size()
-    self.end_of_text = self._processor.eos_id() if self._processor.eos_id() >= 0 else None
+    bos, eos = self._processor.bos_id(), self._processor.eos_id()
+    self.end_of_text = eos if eos >= 0 else None
+    pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+    self.conventions = conventions(files, pieces, [bos] if bos >= 0 else [], self.end_of_text)
+    self._files = {name: content for name, content in files.items() if name in SETTINGS}
+    self._control = {piece: i for piece, i in pieces.items() if self._processor.is_control(i)}
 
   def encode(self, text: str | bytes) -> Ids:
     return self.encode_batch([text])[0]
@@ -87,5 +103,12 @@ class SentencePiece:
   def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
     return self._processor.decode([int(i) for i in ids]).encode()
 
-  def dump(self) -> tuple[str, bytes]:
-    return 'tokenizer.model', self._model
+  def encode_special(self, text: str) -> Ids:
+    if not self._control:
+      return self.encode(text)
+    parts = re.split(f'({"|".join(map(re.escape, self._control))})', text)
+    ids = [[self._control[part]] if part in self._control else self.encode(part) for part in parts if part]
+    return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
+
+  def dump(self) -> dict[str, bytes]:
+    return {'tokenizer.model': self._model, **self._files}
