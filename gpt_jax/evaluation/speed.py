@@ -6,8 +6,9 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax.decoding.generate import generate, unstacked
+from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.decoding.steps import unstacked
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import TransformerConfig, empty_cache
 from gpt_jax.types import Params

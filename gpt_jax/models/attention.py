@@ -202,6 +202,11 @@ class Cache:
   layout: Layout
   length: Int[Array, '']
 
+  def rewound(self, length: Int[Array, '']) -> 'Cache':
+    """The same with the first `length` tokens alone."""
+    kept = jnp.arange(self.layout.segment.shape[1]) < length
+    return Cache(self.layers, dataclasses.replace(self.layout, segment=jnp.where(kept, self.layout.segment, 0)), length)
+
   def extend_layout(self, layout: Layout) -> Layout:
     return jax.tree.map(lambda old, new: _write(old, new, self.length), self.layout, layout)
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from gpt_jax.decoding import generate as module
-from gpt_jax.decoding.generate import Completion, bucket, generate, stream, unstacked
+from gpt_jax.decoding import steps
+from gpt_jax.decoding.generate import Completion, generate, stream
 from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.decoding.steps import bucket, unstacked
 from gpt_jax.models.attention import Banded, Dense
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.layers import GatedMlp, Mlp
@@ -189,7 +191,7 @@ def test_a_prompt_that_holds_the_stop_string_goes_on():
 def calls(monkeypatch):
   """Counts the decoding calls, and the tokens each read."""
   seen = []
-  decode = module._decode
+  decode = module.decode_tokens
 
   def counted(*args):
     before = int(args[4].count)
@@ -197,7 +199,7 @@ def calls(monkeypatch):
     seen.append(int(state.count) - before)
     return state, drawn
 
-  monkeypatch.setattr(module, '_decode', counted)
+  monkeypatch.setattr(module, 'decode_tokens', counted)
   return seen
 
 
@@ -238,7 +240,7 @@ def test_a_stream_brings_the_pieces_of_the_whole():
 
 def test_nothing_compiles_twice_within_a_bucket():
   model, params = unstacked(*build(PARTS['learned']))
-  sizes = lambda: (module._prefill._cache_size(), module._decode._cache_size())
+  sizes = lambda: (steps.prefill._cache_size(), steps.decode_tokens._cache_size())
   run = functools.partial(generate, model, params, sampling=GREEDY, stride=4)
   run(PROMPTS, max_new_tokens=5)
   before = sizes()
@@ -251,8 +253,8 @@ def test_nothing_compiles_twice_within_a_bucket():
 
 def test_the_cache_is_donated(monkeypatch):
   states = []
-  decode = module._decode
-  monkeypatch.setattr(module, '_decode', lambda *args: (states.append(args[4]), decode(*args))[1])
+  decode = module.decode_tokens
+  monkeypatch.setattr(module, 'decode_tokens', lambda *args: (states.append(args[4]), decode(*args))[1])
   generate(*build(PARTS['learned']), PROMPTS, max_new_tokens=NEW, sampling=GREEDY, stride=4)
   assert len(states) == 2
   assert all(layer.key.is_deleted() and layer.value.is_deleted() for state in states for layer in state.cache.layers)

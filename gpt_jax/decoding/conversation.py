@@ -1,0 +1,114 @@
+"""A text that a model and others write in turns: what was read once stays read."""
+
+from collections.abc import Callable, Iterator, Sequence
+import itertools
+
+import numpy as np
+
+from gpt_jax.decoding.generate import Completion, Prompt, Request, write
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.decoding.steps import bucket, empty, grown, prefill, row_keys, unstacked
+from gpt_jax.models.attention import Cache
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.types import Params
+
+LEAST_ROOM = 512
+"""Tokens that the first cache has room for; it doubles when it is full."""
+
+
+class Conversation:
+  """Writes on from a text that grows, and reads of it only what is new.
+
+  The text is given whole each time, so that nobody keeps count: tokens that begin it as they began it the last time are
+  in the cache already. A text that was changed is read from the place of the change on; all of it, where the mask lets
+  earlier tokens see later ones.
+
+  Args:
+    model: without dropout.
+    params: of the model.
+    context: the length that the model was made for; None: that of its learned positions, if it has any.
+  """
+
+  def __init__(self, model: LanguageModel, params: Params, context: int | None = None):
+    self.model, self.params = unstacked(model, params)
+    positions = self.model.config.positions
+    self.context = positions.length if context is None and positions is not None else context
+    self._cache: Cache | None = None
+    self._read: list[int] = []
+    self._room = 0
+
+  @property
+  def num_read(self) -> int:
+    """Tokens in the cache."""
+    return len(self._read)
+
+  def stream(
+    self,
+    text: Prompt,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    stop_ids: Sequence[int] = (),
+    stop: Sequence[str] = (),
+    decode: Callable[[Sequence[int]], str] | None = None,
+    seed: int = 0,
+    stride: int = 16,
+  ) -> Iterator[Completion]:
+    """What the model adds to the text, as it comes; the arguments are those of `generate.stream`.
+
+    Left before its end, it forgets what was read.
+
+    Raises:
+      UserError: an empty text, an unknown token, a text longer than the context, or a number outside its range.
+    """
+    text = [int(token) for token in text]
+    request = Request(max_new_tokens, sampling, stop_ids, stop, decode, stride)
+    request.check(self.model.config, [text], self.context)
+    return self._stream(text, request, seed)
+
+  def _stream(self, text: list[int], request: Request, seed: int) -> Iterator[Completion]:
+    start = self._known(text)
+    new = np.array(text[start:], np.int32)
+    # Padding is behind the new tokens, where the next ones go: so a token's slot is its place in the text.
+    length = bucket(len(new))
+    tokens, segment = np.zeros((2, 1, length), np.int32)
+    tokens[0, : len(new)], segment[0, : len(new)] = new, 1
+    cache = self._with_room(max(start + length, len(text) + request.max_new_tokens))
+    self._cache, self._read = None, []  # it is given away: who leaves early, leaves none
+    stops, keys = request.stops(self.model.config.vocab_size), row_keys(seed, np.arange(1))
+    state, drawn = prefill(
+      self.model, request.sampling, self.params, cache, tokens, segment, start, len(new), stops, keys
+    )
+    pieces = write(self.model, self.params, state, drawn, request)
+    written: list[int] = []
+    while True:
+      try:
+        (piece,) = next(pieces)
+      except StopIteration as end:
+        # The last token was drawn and not read.
+        self._cache, self._read = end.value.cache, [*text, *written[:-1]]
+        return
+      written += piece.tokens.tolist()
+      yield piece
+
+  def _known(self, text: list[int]) -> int:
+    """How many tokens of a text need no reading; the last is read in any case, as the next follows from it."""
+    if any(pattern.mask.looks_ahead for pattern in self.model.config.attention):
+      return 0
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._read, text[:-1], strict=False))
+    return sum(1 for _ in same)
+
+  def _with_room(self, needed: int) -> Cache:
+    if self._cache is None:
+      self._room = _doubled(LEAST_ROOM, needed)
+      return empty(self.model, 1, self._room)
+    if needed > self._room:
+      self._room = _doubled(self._room, needed)
+      return grown(self._cache, self._room)
+    return self._cache
+
+
+def _doubled(room: int, needed: int) -> int:
+  while room < needed:
+    room *= 2
+  return room
