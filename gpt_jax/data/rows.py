@@ -1,6 +1,6 @@
 """Rows of equal length, cut from a stream of tokens that is written once and memory-mapped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import json
@@ -102,10 +102,11 @@ def _chunks(texts: Documents) -> Iterator[list[str]]:
 
 
 class Rows:
-  """Row i holds the tokens i T to i T + T of a stream, both included, T the context.
+  """Row i holds the tokens i S to i S + T of a stream, both included, T the context and S the stride.
 
-  Neighbours share one token, the last target of one and the first input of the next: the objective reads
-  tokens[:, :-1] and predicts tokens[:, 1:], so that every token but the stream's first is predicted exactly once.
+  With S = T, neighbours share one token, the last target of one and the first input of the next: the objective reads
+  tokens[:, :-1] and predicts tokens[:, 1:]. With a smaller stride they share more, which the later row only reads: so
+  every token but the stream's first is predicted exactly once, from at least T - S tokens before it where there are.
 
   Args:
     stream: of which source.
@@ -114,39 +115,64 @@ class Rows:
       and positions from 0, and the first token of a document, which nothing predicts, has weight 0. Otherwise a row
       is plain text, read over the ends of text (GPT-3, section 2.2).
     drop_remainder: leave out the last tokens that don't fill a row (training) or pad them (evaluation).
+    stride: S, at most T; None: T.
+    begin: tokens that stand before every row besides, for a model that knows no text without them (LLaMA's <s>); from
+      them the stream's first token is predicted too.
 
   Raises:
-    UserError: fewer tokens than one row.
+    UserError: fewer tokens than one row, or a stride that is none.
   """
 
-  def __init__(self, stream: Stream, context: int, separate_documents: bool = False, drop_remainder: bool = True):
+  def __init__(
+    self,
+    stream: Stream,
+    context: int,
+    separate_documents: bool = False,
+    drop_remainder: bool = True,
+    stride: int | None = None,
+    begin: Sequence[int] = (),
+  ):
     self.stream = stream
     self.context = context
+    self.stride = context if stride is None else stride
     self.separate_documents = separate_documents
-    predicted = len(stream.tokens) - 1
-    self._length = max(predicted // context if drop_remainder else -(-predicted // context), 0)
-    if not self._length:
-      needed = context + 1 if drop_remainder else 2
+    self.begin = np.array(begin, np.int32)
+    if not 1 <= self.stride <= context:
+      raise UserError(f'stride = {stride} must be from 1 to the context, {context}')
+    if separate_documents and len(begin):
+      raise UserError(
+        'documents that do not see each other would each need the tokens that begin a text: not supported'
+      )
+    needed = context + 1 if drop_remainder else 2
+    if len(stream.tokens) < needed:
       raise UserError(
         f'source {stream.name}: {len(stream.tokens)} tokens found, at least {needed} needed for one row of context '
         f'{context}; give it more text or take a shorter context'
       )
+    beyond = max(len(stream.tokens) - 1 - context, 0)  # the first row
+    self._length = 1 + (beyond // self.stride if drop_remainder else -(-beyond // self.stride))
 
   def __len__(self) -> int:
     return self._length
 
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
-    """tokens and weights [B, T + 1], and the layout if documents are separate; an index of -1 gives a row of padding.
+    """tokens and weights [B, T + 1], what begins a row before them, and the layout if documents are separate.
 
-    weights[:, 0] is 0, as no row predicts its first token: the sum of weights is the number of predictions.
+    weights[:, 0] is 0, as no row predicts its first token: the sum of weights is the number of predictions. An index of
+    -1 gives a row of padding.
     """
-    places = indices[:, None].astype(np.int64) * self.context + np.arange(self.context + 1)
-    real = (indices[:, None] >= 0) & (places < len(self.stream.tokens))
+    indices = indices[:, None].astype(np.int64)
+    places = indices * self.stride + np.arange(self.context + 1)
+    real = (indices >= 0) & (places < len(self.stream.tokens))
     tokens = np.where(real, self.stream.tokens[np.where(real, places, 0)], 0).astype(np.int32)
-    weights = real.astype(np.float32)
-    weights[:, 0] = 0
+    # What the row before reached, it predicted; the stream's first token follows from `begin` or from nothing.
+    predicted = np.where(
+      indices > 0, places > (indices - 1) * self.stride + self.context, places >= 1 - len(self.begin)
+    )
+    weights = (real & predicted).astype(np.float32)
     if not self.separate_documents:
-      return {'tokens': tokens, 'weights': weights}
+      begin = np.broadcast_to(self.begin, (len(indices), len(self.begin)))
+      return {'tokens': np.hstack([begin, tokens]), 'weights': np.hstack([np.zeros_like(begin, np.float32), weights])}
     document = np.searchsorted(self.stream.starts, places, 'right') - 1
     start = np.maximum(self.stream.starts[document], places[:, :1])
     order = np.broadcast_to(np.arange(self.context + 1, dtype=np.int32), places.shape)

@@ -154,3 +154,31 @@ def test_the_head_of_a_stream_is_its_first_tokens_and_their_bytes(cache_folder):
   assert first.starts.tolist() == [0, 3]
   assert first.num_bytes == 4, 'ends of text are no bytes'
   assert head(stream, 9, Bytes()) is stream
+
+
+@pytest.mark.parametrize('length', [2, 9, 10, 14, 31])
+@pytest.mark.parametrize(('context', 'stride'), [(9, 9), (9, 4), (9, 1), (3, 2)])
+@pytest.mark.parametrize('begin', [(), (77, 78)])
+def test_sliding_rows_predict_every_token_once_from_as_much_as_they_may(length, context, stride, begin):
+  """Against a loop over the tokens: each is predicted in the first row that reaches it."""
+  stream = Stream('here', np.arange(length, dtype=np.uint16), np.array([0]), length)
+  rows = Rows(stream, context, drop_remainder=False, stride=stride, begin=begin)
+  batch = rows.batch(np.arange(-1, len(rows)))
+  assert batch['tokens'].shape == batch['weights'].shape == (len(rows) + 1, len(begin) + context + 1)
+  assert not batch['weights'][0].any()
+  found = {}
+  for tokens, weights in zip(batch['tokens'][1:], batch['weights'][1:], strict=True):
+    assert tokens[: len(begin)].tolist() == list(begin) and weights[0] == 0
+    for place in np.flatnonzero(weights):
+      assert int(tokens[place]) not in found
+      found[int(tokens[place])] = int(place) - len(begin)
+  assert sorted(found) == list(range(0 if begin else 1, length))
+  for token, seen in found.items():
+    assert seen == token if token <= context else context - stride < seen <= context
+
+
+def test_a_stride_is_no_longer_than_the_context():
+  stream = Stream('here', np.arange(9, dtype=np.uint16), np.array([0]), 9)
+  for stride in (0, 6):
+    with pytest.raises(UserError, match=f'stride = {stride} must be from 1 to the context, 5'):
+      Rows(stream, 5, stride=stride)
