@@ -1,6 +1,6 @@
 """Folders of Hugging Face's transformers, in and out: config.json and safetensors, tensor by tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import functools
 import json
@@ -8,6 +8,7 @@ import pathlib
 from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -20,6 +21,8 @@ from gpt_jax.names import choose
 from gpt_jax.types import Params, UserError
 
 Folder = str | pathlib.Path
+
+INDEX = 'model.safetensors.index.json'
 
 LAYOUTS: Mapping[str, Layout] = {
   'openai-gpt': gpt.gpt1,
@@ -52,7 +55,7 @@ def read(folder: Folder) -> Pretrained:
     context = config.get(layout.context)
     files = {name: (folder / name).read_bytes() for name in ALONG if (folder / name).is_file()}
   except FileNotFoundError:
-    raise UserError(f'{folder} has no config.json: it is not the folder of a transformers model') from None
+    raise UserError(f'{folder} has no config.json: it is not the folder of a model') from None
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None
   except KeyError as error:
@@ -70,8 +73,10 @@ def save(
   model_type: str | None = None,
   context: int | None = None,
   files: Mapping[str, bytes] = MappingProxyType({}),
+  dtype: str = 'float32',
+  part_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes a folder that transformers opens, in float32.
+  """Writes a folder that transformers opens.
 
   Args:
     folder: is made; files of the same names are replaced.
@@ -80,6 +85,8 @@ def save(
     model_type: of LAYOUTS; None: the first that can say the config.
     context: the length in tokens that the model was made for; None: transformers' own default.
     files: of the tokenizer and of generation, by name, that are written beside.
+    dtype: of the tensors: float32, bfloat16 or float16.
+    part_bytes: a larger model is written in parts of at most so many bytes (of one tensor at least) and an index.
 
   Raises:
     UserError: no layout of transformers can say the config.
@@ -89,22 +96,53 @@ def save(
   if name is None:
     raise UserError(f'no model_type of {", ".join(known)} can say this model: another part or field has no place there')
   layout, folder = known[name], pathlib.Path(folder)
-  fields = {'architectures': [layout.architecture], 'model_type': name, **layout.write(config), 'dtype': 'float32'}
+  fields = {'architectures': [layout.architecture], 'model_type': name, **layout.write(config), 'dtype': dtype}
   if context is not None:
     fields[layout.context] = context
   folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / '.model.safetensors.partial'
-  save_file(dict(disassemble(layout, config, params)), partial, metadata={'format': 'pt'})
-  partial.replace(folder / 'model.safetensors')
+  tensors = ((name, tensor.astype(jnp.dtype(dtype))) for name, tensor in disassemble(layout, config, params))
+  _write(folder, tensors, part_bytes)
   (folder / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
   for file, content in files.items():
     (folder / file).write_bytes(content)
 
 
+def _write(folder: pathlib.Path, tensors: Iterable[tuple[str, Tensor]], part_bytes: int) -> None:
+  """model.safetensors, or numbered parts and their index: only one part is held in memory."""
+  parts: list[list[str]] = []
+  size = total = 0
+  held: dict[str, Tensor] = {}
+  partial = lambda number: folder / f'.model-{number}.safetensors.partial'
+
+  def put() -> None:
+    save_file(held, partial(len(parts)), metadata={'format': 'pt'})
+    parts.append(list(held))
+    held.clear()
+
+  for name, tensor in tensors:
+    if held and size + tensor.nbytes > part_bytes:
+      put()
+      size = 0
+    held[name] = tensor
+    size, total = size + tensor.nbytes, total + tensor.nbytes
+  put()
+  for old in (INDEX, 'model.safetensors'):
+    (folder / old).unlink(missing_ok=True)
+  if len(parts) == 1:
+    partial(0).replace(folder / 'model.safetensors')
+    return
+  files = [f'model-{number:05}-of-{len(parts):05}.safetensors' for number in range(1, len(parts) + 1)]
+  for number, file in enumerate(files):
+    partial(number).replace(folder / file)
+  weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
+  index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
 @contextlib.contextmanager
 def _tensors(folder: pathlib.Path) -> Iterator[dict[str, Read]]:
   """What reads each tensor of a folder, by name."""
-  index = folder / 'model.safetensors.index.json'
+  index = folder / INDEX
   if index.exists():
     try:
       files = {str(name) for name in json.loads(index.read_text())['weight_map'].values()}

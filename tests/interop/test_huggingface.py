@@ -96,6 +96,34 @@ def test_parts_of_a_model_and_their_index(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, parameters(small('llama2_70b')))
 
 
+@pytest.mark.parametrize('part_bytes', [1, 20_000])
+def test_a_large_model_is_written_in_parts(part_bytes, tmp_path):
+  config = small('llama2_70b')
+  saved(tmp_path)  # what stood there whole goes
+  huggingface.save(tmp_path, config, parameters(config), part_bytes=part_bytes)
+  parts = sorted(tmp_path.glob('model-*.safetensors'))
+  assert parts[0].name == f'model-00001-of-{len(parts):05}.safetensors'
+  assert not (tmp_path / 'model.safetensors').exists()
+  held = [load_file(part) for part in parts]
+  assert all(sum(t.nbytes for t in part.values()) <= part_bytes or len(part) == 1 for part in held) and len(parts) > 2
+  index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
+  assert index['metadata']['total_size'] == sum(t.nbytes for part in held for t in part.values())
+  _, params = huggingface.read(tmp_path).load()
+  jax.tree.map(np.testing.assert_array_equal, params, parameters(config))
+  huggingface.save(tmp_path, config, parameters(config))
+  jax.tree.map(np.testing.assert_array_equal, huggingface.read(tmp_path).load()[1], parameters(config))
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_written_in_half_precision(dtype, tmp_path):
+  config = small('llama2_70b')
+  huggingface.save(tmp_path, config, parameters(config), dtype=dtype)
+  assert json.loads((tmp_path / 'config.json').read_text())['dtype'] == dtype
+  _, params = huggingface.read(tmp_path).load()
+  rounded = jax.tree.map(lambda x: x.astype(dtype).astype('float32'), dict(parameters(config)))
+  jax.tree.map(np.testing.assert_array_equal, params, rounded)
+
+
 def test_names_without_their_first_part_and_old_buffers(tmp_path):
   """As the released GPT-2 has them."""
   folder = saved(tmp_path, 'gpt2_small')
