@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 import dataclasses
 import importlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
+from types import ModuleType
 
 from absl import flags
 from absl.testing import flagsaver
@@ -23,11 +25,36 @@ class Ended:
   err: str
 
 
-def call(capfd: pytest.CaptureFixture, name: str, *arguments: str) -> Ended:
-  """The main of experiments.NAME in this process: no second for imports, and programs once compiled are kept."""
+_shelf: dict[str, list[flags.Flag]] = {}
+"""The flags of experiments by the module that defines them, while they are not in use."""
+
+
+def _shelve() -> None:
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith('experiments.'):
+      _shelf.setdefault(module, []).extend(defined)
+      for flag in list(defined):
+        delattr(flags.FLAGS, flag.name)
+
+
+def load(name: str) -> ModuleType:
+  """experiments.NAME as in a process of its own: of the flags of all experiments, those it uses."""
+  _shelve()
   module = importlib.import_module(f'experiments.{name}')
+  _shelve()
+  for used in (module.__name__, *(['experiments.options'] if hasattr(module, 'options') else [])):
+    for flag in _shelf.pop(used, []):
+      flags.FLAGS[flag.name] = flag
+      flags.FLAGS.register_flag_by_module(used, flag)
+  return module
+
+
+def call(capfd: pytest.CaptureFixture, name: str, *arguments: str, stdin: str = '') -> Ended:
+  """The main of experiments.NAME in this process: no second for imports, and programs once compiled are kept."""
+  module = load(name)
   from experiments import command
 
+  given, sys.stdin = sys.stdin, io.StringIO(stdin)
   argv, code, folder = sys.argv, 0, pathlib.Path.cwd()
   try:
     os.chdir(ROOT)
@@ -38,7 +65,7 @@ def call(capfd: pytest.CaptureFixture, name: str, *arguments: str) -> Ended:
   except SystemExit as ended:
     code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
   finally:
-    sys.argv = argv
+    sys.argv, sys.stdin = argv, given
     os.chdir(folder)
   out, err = capfd.readouterr()
   return Ended(code, out, err)
