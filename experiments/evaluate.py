@@ -1,6 +1,9 @@
-"""How well a trained model predicts text: loss in nats a token, perplexity, bits per byte.
+"""How well a model predicts text: loss in nats a token, perplexity, bits per byte, perplexity of a byte.
 
-python -m experiments.evaluate --model=DIR [--source=file:PATH] [--split=validation] [--context=256]
+python -m experiments.evaluate --model=MODEL [--source=file:PATH] [--split=validation] [--context=1024] [--stride=512]
+
+Each token is predicted once: rows of `context` tokens begin `stride` tokens apart, and of a row only what the last one
+did not reach counts. A smaller stride is slower and gives every token more to go by; without one, rows meet end to end.
 """
 
 import json
@@ -8,27 +11,45 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, language
+from experiments import command, language, options
+from gpt_jax.types import UserError
 
-MODEL = flags.DEFINE_string('model', None, 'the workdir of a training run')
-SOURCE = flags.DEFINE_string('source', None, 'text to evaluate on; not given: what the model was trained on')
+SOURCE = flags.DEFINE_string('source', None, 'text to evaluate on; not given: what the run was trained on')
 SPLIT = flags.DEFINE_enum('split', 'validation', ['train', 'validation'], 'of the source')
 HELD_OUT = flags.DEFINE_float(
   'held_out', None, 'the last part of a file that is its validation split; all of a file: 0, and --split=train'
 )
-CONTEXT = flags.DEFINE_integer('context', None, "tokens a row; not given: the run's")
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'rows at a time')
+CONTEXT = flags.DEFINE_integer(
+  'context', None, "tokens a row; not given: the run's, or 1024 if the model was made for as many"
+)
+STRIDE = flags.DEFINE_integer('stride', None, 'tokens from the start of a row to that of the next; not given: context')
+NUM_TOKENS = flags.DEFINE_integer('num_tokens', 0, 'predict the first ones alone; 0: all')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'rows at a time; not given: 32 for a run, 1 for other models')
+
+FOREIGN = {'data': {'source': '', 'held_out': 0.1, 'separate_documents': False}, 'context': 1024}
+"""What a run's config would say."""
 
 
 def main(_: Any) -> None:
-  trained = language.load(command.required(MODEL))
-  config = dict(trained.config)
+  trained = options.load()
+  foreign = trained.config is None
+  config = dict(trained.config or FOREIGN)
   given = {'source': SOURCE.value, 'held_out': HELD_OUT.value}
   config['data'] = {**config['data'], **{name: value for name, value in given.items() if value is not None}}
-  config['context'] = CONTEXT.value or config['context']
-  language.check_context(trained.model.config, config['context'])
-  rows = language.rows(config, trained.tokenizer, SPLIT.value, drop_remainder=False)
-  print(json.dumps(language.validation(trained.model, rows, BATCH_SIZE.value)(trained.params), indent=2))
+  if not config['data']['source']:
+    raise UserError('--source is missing: give file:PATH, asset:NAME, tfds:NAME or hf:NAME')
+  begin = trained.tokenizer.conventions.begin
+  limit = trained.context and trained.context - len(begin)
+  config['context'] = CONTEXT.value or min(config['context'], limit or config['context'])
+  if limit is not None and config['context'] > limit:
+    raise UserError(f'--context={config["context"]} exceeds the {limit} tokens that the model was made for')
+  rows = language.rows(
+    config, trained.tokenizer, SPLIT.value, drop_remainder=False, num_tokens=NUM_TOKENS.value, stride=STRIDE.value,
+    begin=begin,
+  )  # fmt: skip
+  batch_size = BATCH_SIZE.value or (1 if foreign else 32)
+  result = language.validation(trained.model, rows, batch_size)(trained.params)
+  print(json.dumps({**result, 'byte_perplexity': 2 ** result['bits_per_byte']}, indent=2))
 
 
 if __name__ == '__main__':

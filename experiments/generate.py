@@ -1,52 +1,110 @@
-"""Writes on from a prompt; standard output is the text alone.
+"""Writes on from a prompt, or answers it; standard output is the text alone.
 
-python -m experiments.generate --model=DIR --prompt=TEXT [--max_new_tokens=200] [--temperature=0.8] [--top_p=0.95]
+python -m experiments.generate --model=MODEL --prompt=TEXT [--max_new_tokens=200] [--temperature=0.8] [--top_p=0.95]
+python -m experiments.generate --model=MODEL --chat --prompt=QUESTION [--system=TEXT] [--temperature=0]
+python -m experiments.generate --model=MODEL --prompts=FILE.jsonl --out=FILE.jsonl [--batch_size=8]
 """
 
+from collections.abc import Iterator, Mapping
+import json
+import pathlib
 import sys
 from typing import Any
 
 from absl import flags
+from tqdm import tqdm
 
-from experiments import command, language
+from experiments import command, language, options
 from gpt_jax.data import tokenizers
-from gpt_jax.decoding.generate import stream
-from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.decoding.generate import generate, stream
+from gpt_jax.decoding.steps import unstacked
+from gpt_jax.types import UserError
 
-MODEL = flags.DEFINE_string('model', None, 'the workdir of a training run')
-PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with')
-MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 200, 'tokens to write at most')
-TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0: always the most likely token')
-TOP_K = flags.DEFINE_integer('top_k', None, 'draw from the k most likely tokens')
-TOP_P = flags.DEFINE_float('top_p', None, 'draw from the most likely tokens that together have this probability')
-STOP = flags.DEFINE_multi_string('stop', [], 'end after this string; may be given again')
-SEED = flags.DEFINE_integer('seed', 0, 'of the draws')
+PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with; with --chat, a question')
+PROMPTS = flags.DEFINE_string('prompts', None, 'JSON lines, each with "prompt", or "messages" for --chat')
+OUT = flags.DEFINE_string('out', None, 'where the completions of --prompts go: their lines, with "completion"')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'of --prompts: prompts at a time', lower_bound=1)
+CHAT = flags.DEFINE_boolean('chat', False, "prompts are questions, asked by the model's chat template")
+SYSTEM = flags.DEFINE_string('system', None, 'of --chat: what the model is told first')
 
 
 def main(_: Any) -> None:
-  sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-  prompt = command.required(PROMPT)
-  trained = language.load(command.required(MODEL))
-  tokenizer = trained.tokenizer
-  ids = [int(i) for i in tokenizer.encode(prompt)]
+  if (PROMPT.value is None) == (PROMPTS.value is None):
+    raise UserError('give --prompt=TEXT, or --prompts=FILE.jsonl with --out=FILE.jsonl')
+  if PROMPTS.value is None:
+    write(command.required(PROMPT))
+  else:
+    write_all(pathlib.Path(PROMPTS.value), pathlib.Path(command.required(OUT)))
+
+
+def write(prompt: str) -> None:
+  """One text to the terminal, as it comes; of --chat, the answer alone."""
+  trained = options.load(stacked=False)
+  ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
   pieces = stream(
-    trained.model,
-    trained.params,
-    [ids],
-    max_new_tokens=MAX_NEW_TOKENS.value,
-    sampling=sampling,
-    stop_ids=[] if tokenizer.end_of_text is None else [tokenizer.end_of_text],
-    stop=STOP.value,
-    decode=lambda written: tokenizers.decode(tokenizer, written),
-    seed=SEED.value,
-    stride=4,
-  )
-  written = (int(token) for (piece,) in pieces for token in piece.tokens if token != tokenizer.end_of_text)
-  sys.stdout.write(prompt)
-  for text in tokenizers.stream(tokenizer, written):
+    trained.model, trained.params, [ids], **options.writing(trained), seed=options.SEED.value, stride=4,
+    context=trained.context,
+  )  # fmt: skip
+  written = (int(token) for (piece,) in pieces for token in piece.tokens if token not in ends)
+  sys.stdout.write('' if CHAT.value else prompt)
+  for text in tokenizers.stream(trained.tokenizer, written):
     sys.stdout.write(text)
     sys.stdout.flush()
   sys.stdout.write('\n')
+
+
+def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
+  """A line for each prompt of a file, in order: the same whatever the batch size, but for rounding."""
+  lines = list(read_lines(prompts))
+  trained = options.load(stacked=False)
+  model, params = unstacked(trained.model, trained.params)
+  rows = [ids_of(trained, line) for line in lines]
+  ends = trained.tokenizer.conventions.ends
+  partial = out.with_name(out.name + '.partial')
+  with partial.open('w') as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
+    for first in range(0, len(rows), BATCH_SIZE.value):
+      batch = rows[first : first + BATCH_SIZE.value]
+      completions = generate(
+        model, params, batch, **options.writing(trained), seed=options.SEED.value, context=trained.context,
+        first_row=first,
+      )  # fmt: skip
+      for line, found in zip(lines[first:], completions, strict=False):
+        text = trained.decode([token for token in found.tokens.tolist() if token not in ends])
+        said = {'completion': text, 'finish': found.finish, 'num_tokens': len(found.tokens)}
+        file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
+      bar.update(len(batch))
+  partial.replace(out)
+
+
+def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """The objects of a file of JSON lines.
+
+  Raises:
+    UserError: it names the line that is none.
+  """
+  wanted = 'messages' if CHAT.value else 'prompt'
+  try:
+    lines = path.read_text().splitlines()
+  except OSError as error:
+    raise UserError(f'--prompts={path} can not be read: {error.strerror}') from None
+  for number, text in enumerate(lines, 1):
+    try:
+      line = json.loads(text) if text.strip() else None
+    except ValueError as error:
+      raise UserError(f'{path}, line {number}: not JSON ({error})') from None
+    if line is None:
+      continue
+    if not isinstance(line, dict) or not (isinstance(line.get('prompt'), str) or wanted in line):
+      raise UserError(f'{path}, line {number}: expected an object with a string "prompt"')
+    yield line
+
+
+def ids_of(trained: language.Trained, line: Mapping[str, Any]) -> list[int]:
+  """The tokens of a prompt or, with --chat, of a question or of messages."""
+  if not CHAT.value:
+    return language.prompt_ids(trained, line['prompt'])
+  told = [] if SYSTEM.value is None else [{'role': 'system', 'content': SYSTEM.value}]
+  return language.chat_ids(trained, line.get('messages') or [*told, {'role': 'user', 'content': line['prompt']}])
 
 
 if __name__ == '__main__':

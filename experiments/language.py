@@ -1,21 +1,23 @@
 """From configs and finished runs to models, tokenizers and text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 
-from gpt_jax.data import tokenizers
+from gpt_jax.data import assets, tokenizers
+from gpt_jax.data.conventions import Message
 from gpt_jax.data.rows import Rows, head, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.interop.pretrained import pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
-from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.optimizers import make_optimizer
@@ -77,13 +79,16 @@ def rows(
   drop_remainder: bool,
   num_tokens: int = 0,
   context: int | None = None,
+  stride: int | None = None,
+  begin: Sequence[int] = (),
 ) -> list[Rows]:
   """Rows of `config.context` tokens of each source of config.data; `num_tokens`: of its first ones alone, 0: of all."""
   data = config['data']
   streams = [tokenize(documents(name, split, data['held_out']), tokenizer) for name in sources_of(data)]
   if num_tokens:
     streams = [head(stream, num_tokens + 1, tokenizer) for stream in streams]
-  return [Rows(stream, context or config['context'], data['separate_documents'], drop_remainder) for stream in streams]
+  size, apart = context or config['context'], data['separate_documents']
+  return [Rows(stream, size, apart, drop_remainder, stride, begin) for stream in streams]
 
 
 def weights_of(data: Mapping[str, Any]) -> list[float]:
@@ -93,12 +98,29 @@ def weights_of(data: Mapping[str, Any]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A model that can be used: what a finished or stopped run leaves."""
+  """A model that can be used: what a run leaves, or weights from elsewhere."""
 
   model: LanguageModel
   params: Params
   tokenizer: Tokenizer
-  config: Mapping[str, Any]
+  context: int | None
+  """The length in tokens that it was made for, where that is a limit."""
+  config: Mapping[str, Any] | None
+  """Of the run."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of tokens."""
+    return tokenizers.decode(self.tokenizer, ids)
+
+
+MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gguf file, or asset:NAME'
+"""What --model takes."""
+
+
+def is_run(folder: pathlib.Path) -> bool:
+  """Whether a folder is a run's: its config.json says more than what the model is."""
+  path = folder / 'config.json'
+  return path.exists() and 'config' in read_json(path)
 
 
 def tokenizer_of(workdir: str) -> Tokenizer:
@@ -112,17 +134,59 @@ def tokenizer_of(workdir: str) -> Tokenizer:
   return tokenizers.load(pathlib.Path(workdir) / 'tokenizer')
 
 
-def load(workdir: str) -> Trained:
-  """The model, last parameters, tokenizer and config of a run's folder.
+def load(name: str, **changed: Any) -> Trained:
+  """The model, parameters and tokenizer of a name, without dropout; see MODEL.
+
+  Args:
+    name: of a run, the last parameters.
+    changed: fields of its TransformerConfig, such as dtype or stacked.
 
   Raises:
-    UserError: the folder is not a run's, or has no checkpoint yet.
+    UserError: there is no such model, it can't be read, or it is a run without a checkpoint.
   """
-  folder = pathlib.Path(workdir)
-  tokenizer = tokenizer_of(workdir)
-  config = read_json(folder / 'config.json')['config']
-  model = LanguageModel(model_config(config, tokenizer).evaluated())
-  return Trained(model, restore_params(folder, parameter_shapes(model)), tokenizer, config)
+  folder = pathlib.Path(name)
+  if not is_run(folder):
+    found = pretrained(_file(name))
+    if not found.files:
+      raise UserError(f'{name} has no tokenizer beside its weights: add its tokenizer.json')
+    model, params = found.load(**changed)
+    return Trained(model, params, tokenizers.read(found.files, name), found.context, None)
+  tokenizer, config = tokenizer_of(name), read_json(folder / 'config.json')['config']
+  made = model_config(config, tokenizer).evaluated()
+  params = restore_params(folder, parameter_shapes(LanguageModel(made)))
+  model = LanguageModel(dataclasses.replace(made, **changed))
+  if made.stacked and not model.config.stacked:
+    params = unstack(params)
+  return Trained(model, params, tokenizer, made.positions.length if made.positions is not None else None, config)
+
+
+def _file(name: str) -> str:
+  """The file of weights that an asset holds; any other name as it is."""
+  kind, _, wanted = name.partition(':')
+  if kind != 'asset':
+    return name
+  files = sorted(assets.asset(wanted).rglob('*.gguf'))
+  if len(files) != 1:
+    raise UserError(f'{name} is not an asset with the weights of a model')
+  return str(files[0])
+
+
+def prompt_ids(trained: Trained, text: str) -> list[int]:
+  """The tokens of a prompt, names of special ones read as such, behind what stands before every text, once."""
+  begin, ids = list(trained.tokenizer.conventions.begin), trained.tokenizer.encode_special(text).tolist()
+  return ids if begin and ids[: len(begin)] == begin else begin + ids
+
+
+def chat_ids(trained: Trained, messages: Sequence[Message]) -> list[int]:
+  """The tokens of a conversation up to where the model answers, as its chat template writes them.
+
+  Raises:
+    UserError: the model has no template, or it refuses these messages.
+  """
+  template = trained.tokenizer.conventions.chat
+  if template is None:
+    raise UserError('this model has no chat template: it was not taught to converse; leave out --chat')
+  return trained.tokenizer.encode_special(template.render(messages)).tolist()
 
 
 Evaluation = Callable[[Params], dict[str, float]]

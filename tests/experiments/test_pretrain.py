@@ -68,12 +68,12 @@ def test_it_learns_and_leaves_what_it_promises(trained):
   assert list((trained / 'tensorboard').iterdir())
 
 
-def test_validation_counts_every_held_out_character_once(trained):
+def test_validation_counts_every_held_out_character_once(trained, capfd):
   """The held-out tenth has 450 characters of one byte; all but the first are predicted, in nats over log 2."""
   result = json.loads((trained / 'result.json').read_text())
   bits = result['validation_loss'] * 449 / math.log(2) / 450
   assert result['validation_bits_per_byte'] == pytest.approx(bits, rel=1e-5)
-  ended = spawn('evaluate', f'--model={trained}', '--batch_size=3')
+  ended = call(capfd, 'evaluate', f'--model={trained}', '--batch_size=3')
   assert json.loads(ended.out)['loss'] == pytest.approx(result['validation_loss'], rel=1e-5)
 
 
@@ -90,10 +90,9 @@ def test_the_trained_model_recites(trained):
   assert ended.out.startswith('the quick brown fox'), ended.out
 
 
-def test_generation_stops_at_a_string(trained):
-  ended = spawn(
-    'generate', f'--model={trained}', '--prompt=the quick', '--temperature=0', '--stop=fox', '--max_new_tokens=50'
-  )
+def test_generation_stops_at_a_string(trained, capfd):
+  flags = [f'--model={trained}', '--prompt=the quick', '--temperature=0', '--stop=fox', '--max_new_tokens=50']
+  ended = call(capfd, 'generate', *flags)
   assert ended.out == 'the quick brown fox\n'
 
 
@@ -188,22 +187,22 @@ def test_another_config_is_refused_and_harms_nothing(trained, capfd):
 
 
 @pytest.mark.parametrize('name', ['generate', 'evaluate'])
-def test_a_model_that_is_none(name, tmp_path):
-  ended = spawn(name, f'--model={tmp_path}', *(['--prompt=x'] if name == 'generate' else []))
-  assert ended.code == 2 and f'{tmp_path} is not the folder of a run' in ended.err
+def test_a_model_that_is_none(name, tmp_path, capfd):
+  ended = call(capfd, name, f'--model={tmp_path}', *(['--prompt=x'] if name == 'generate' else []))
+  assert ended.code == 2 and f'{tmp_path} has no config.json: it is not the folder of a model' in ended.err
 
 
-def test_generation_without_a_checkpoint(tmp_path, trained):
+def test_generation_without_a_checkpoint(tmp_path, trained, capfd):
   (tmp_path / 'run').mkdir()
   for name in ('config.json', 'tokenizer/tokenizer.json'):
     (tmp_path / 'run' / name).parent.mkdir(exist_ok=True)
     (tmp_path / 'run' / name).write_bytes((trained / name).read_bytes())
-  ended = spawn('generate', f'--model={tmp_path / "run"}', '--prompt=x')
+  ended = call(capfd, 'generate', f'--model={tmp_path / "run"}', '--prompt=x')
   assert ended.code == 2 and 'has no checkpoint' in ended.err
 
 
-def test_a_text_longer_than_the_model_reads(trained):
-  ended = spawn('generate', f'--model={trained}', '--prompt=the', '--max_new_tokens=100')
+def test_a_text_longer_than_the_model_reads(trained, capfd):
+  ended = call(capfd, 'generate', f'--model={trained}', '--prompt=the', '--max_new_tokens=100')
   assert ended.code == 2 and 'exceed the context of 64' in ended.err
 
 

@@ -1,0 +1,44 @@
+"""Writes a model in the form of another library: a folder that transformers opens, or a .gguf file.
+
+python -m experiments.convert --source=MODEL --target=FOLDER|FILE.gguf [--dtype=float32]
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from experiments import command, language
+from gpt_jax.interop import huggingface
+from gpt_jax.types import UserError
+
+SOURCE = flags.DEFINE_string('source', None, language.MODEL)
+TARGET = flags.DEFINE_string('target', None, 'a new folder, or a file whose name ends in .gguf')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'of the tensors that are written')
+
+
+def main(_: Any) -> None:
+  source, target = command.required(SOURCE), pathlib.Path(command.required(TARGET)).expanduser()
+  if target.exists():
+    raise UserError(f'--target={target} is there already: choose another name')
+  trained = language.load(source, stacked=False)
+  files = along(trained)
+  if target.suffix != '.gguf':
+    config, params = trained.model.config, trained.params
+    huggingface.save(target, config, params, context=trained.context, files=files, dtype=DTYPE.value)
+  print(f'{target}: written from {source} in {DTYPE.value}' + ('' if files else ', without its tokenizer'))
+
+
+def along(trained: language.Trained) -> dict[str, bytes]:
+  """The files of the tokenizer and of generation; none where only this program knows the tokenizer."""
+  files = trained.tokenizer.dump()
+  if 'kind' in json.loads(files.get('tokenizer.json', b'{}')):
+    return {}
+  conventions = trained.tokenizer.conventions
+  generation = {'bos_token_id': next(iter(conventions.begin), None), 'eos_token_id': list(conventions.ends)}
+  return {'generation_config.json': json.dumps(generation).encode(), **files}
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,228 @@
+"""A model of other hands, from its folder: it writes, answers, is evaluated and written again."""
+
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.data import bpe, tokenizers
+from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.interop import huggingface
+from tests.data.test_conventions import CHATML
+from tests.experiments.program import call
+from tests.models.small import parameters, shrunk
+
+TEXT = 'the quick brown fox jumps over the lazy dog; ' * 12
+CONTEXT = 256
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+  """A LLaMA with parameters far enough from their start to prefer some tokens, which begins every text with a token."""
+  inner = bpe.train([TEXT], 300).inner
+  inner.add_special_tokens(['<s>', '<|im_start|>', '<|im_end|>'])
+  settings = {'bos_token': '<s>', 'eos_token': '<|im_end|>', 'add_bos_token': True, 'chat_template': CHATML}
+  files = {'tokenizer.json': inner.to_str().encode(), 'tokenizer_config.json': json.dumps(settings).encode()}
+  config = shrunk('smollm2_135m', vocab_size=inner.get_vocab_size())
+  noisy = jax.tree.map(lambda x: 2 * x, dict(parameters(config)))
+  path = tmp_path_factory.mktemp('speaker') / 'model'
+  huggingface.save(path, config, noisy, context=CONTEXT, files=files)
+  return path
+
+
+@pytest.fixture(scope='module')
+def model(folder):
+  return huggingface.read(folder).load(stacked=False)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(folder):
+  return tokenizers.load(folder)
+
+
+def answer(model, tokenizer, ids, number=12) -> str:
+  """The greedy text that follows some tokens."""
+  (found,) = generate(
+    *model, [ids], max_new_tokens=number, sampling=Sampling(temperature=0), stop_ids=tokenizer.conventions.ends
+  )
+  return tokenizers.decode(tokenizer, [i for i in found.tokens.tolist() if i not in tokenizer.conventions.ends])
+
+
+def rendered(tokenizer, *said: str) -> list[int]:
+  """Turns by turns, user first, and what comes before an answer."""
+  roles = ('user', 'assistant')
+  turns = [{'role': roles[place % 2], 'content': text} for place, text in enumerate(said)]
+  return tokenizer.encode_special(tokenizer.conventions.chat.render(turns)).tolist()
+
+
+GREEDY = ('--temperature=0', '--max_new_tokens=12')
+
+
+def test_a_prompt_is_read_behind_the_token_that_begins_a_text(folder, model, tokenizer, capfd):
+  (begin,) = tokenizer.conventions.begin
+  expected = answer(model, tokenizer, [begin, *tokenizer.encode('the quick').tolist()])
+  ended = call(capfd, 'generate', f'--model={folder}', '--prompt=the quick', *GREEDY)
+  assert (ended.code, ended.out) == (0, f'the quick{expected}\n'), ended.err
+  assert expected != answer(model, tokenizer, tokenizer.encode('the quick').tolist()), 'the token makes no difference'
+  written = call(capfd, 'generate', f'--model={folder}', '--prompt=<s>the quick', *GREEDY)
+  assert written.out == f'<s>the quick{expected}\n', 'it must not stand there twice'
+
+
+def test_a_question_is_asked_by_the_template_and_the_answer_alone_is_shown(folder, model, tokenizer, capfd):
+  expected = answer(model, tokenizer, rendered(tokenizer, 'who?'))
+  ended = call(capfd, 'generate', f'--model={folder}', '--chat', '--prompt=who?', *GREEDY)
+  assert (ended.code, ended.out) == (0, f'{expected}\n'), ended.err
+
+
+@pytest.mark.parametrize('chat', [False, True])
+def test_many_prompts_from_a_file_to_a_file(folder, model, tokenizer, chat, tmp_path, capfd):
+  prompts = ['the', 'a quick brown fox jumps', 'dog; ' * 6, 'x', 'over']
+  (tmp_path / 'in.jsonl').write_text(
+    ''.join(json.dumps({'prompt': p, 'id': i}) + '\n\n' for i, p in enumerate(prompts))
+  )
+  ids = rendered if chat else lambda t, p: [*t.conventions.begin, *t.encode(p).tolist()]
+  for size in (2, 5):
+    out = tmp_path / f'{size}.jsonl'
+    flags = [f'--prompts={tmp_path}/in.jsonl', f'--out={out}', f'--batch_size={size}', f'--{"" if chat else "no"}chat']
+    ended = call(capfd, 'generate', f'--model={folder}', *flags, *GREEDY)
+    assert (ended.code, ended.out) == (0, ''), ended.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line['id'], line['prompt']) for line in lines] == list(enumerate(prompts))
+    assert [line['completion'] for line in lines] == [answer(model, tokenizer, ids(tokenizer, p)) for p in prompts]
+
+
+def test_draws_do_not_depend_on_the_batch(folder, tmp_path, capfd):
+  (tmp_path / 'in.jsonl').write_text('{"prompt": "the"}\n' * 3)
+  found = []
+  for size in (1, 3):
+    flags = [f'--prompts={tmp_path}/in.jsonl', f'--out={tmp_path}/out.jsonl', f'--batch_size={size}']
+    assert call(capfd, 'generate', f'--model={folder}', *flags, '--max_new_tokens=9').code == 0
+    found.append([json.loads(line)['completion'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()])
+  assert found[0] == found[1] and len(set(found[0])) == 3
+
+
+def test_a_conversation(folder, model, tokenizer, tmp_path, capfd):
+  """Each answer is what the model says to all that was said before; /reset forgets it."""
+  first = answer(model, tokenizer, rendered(tokenizer, 'who?'))
+  second = answer(model, tokenizer, rendered(tokenizer, 'who?', first, 'why?'))
+  script = f'who?\nwhy?\n/save {tmp_path}/talk.json\n/reset\nwhy?\n/nonsense\n/exit\nwho?\n'
+  ended = call(capfd, 'chat', f'--model={folder}', *GREEDY, stdin=script)
+  assert ended.code == 0, ended.err
+  assert ended.out == f'{first}\n{second}\n{answer(model, tokenizer, rendered(tokenizer, "why?"))}\n'
+  talk = json.loads((tmp_path / 'talk.json').read_text())
+  assert [turn['content'] for turn in talk] == ['who?', first, 'why?', second]
+  assert [turn['role'] for turn in talk] == ['user', 'assistant'] * 2
+  assert '(a new conversation)' in ended.err and '(cut off at 12 tokens)' in ended.err
+  assert ended.err.count('/reset begins anew') == 2
+
+
+def test_a_full_context_is_said_and_nothing_is_lost(folder, tokenizer, capfd, tmp_path):
+  question = next(text for n in range(CONTEXT) if len(rendered(tokenizer, text := 'x' * n)) == CONTEXT - 5)
+  script = f'{question}\n{"dog; " * 200}\n/save {tmp_path}/talk.json\n/save /nowhere/talk.json\n/save\nwho?\n'
+  ended = call(capfd, 'chat', f'--model={folder}', '--temperature=0', stdin=script)
+  assert ended.code == 0
+  assert '(cut off: the context of 256 tokens is full; /reset)' in ended.err
+  assert ended.err.count('(the context of 256 tokens is full: /reset begins anew') == 2
+  assert len(json.loads((tmp_path / 'talk.json').read_text())) == 2
+  assert '/nowhere/talk.json can not be written' in ended.err and '/save needs the name of a file' in ended.err
+
+
+@pytest.mark.parametrize(('context', 'stride'), [(64, 64), (64, 20), (255, 100)])
+def test_perplexity_by_sliding_windows_is_that_of_a_loop(folder, model, tokenizer, context, stride, tmp_path, capfd):
+  """One token after another, each from the window that reaches it first, in which the beginning token stands first."""
+  (tmp_path / 'text.txt').write_text(TEXT)
+  # As documents are in training: the end of text behind it.
+  ids, (begin,) = [*tokenizer.encode(TEXT).tolist(), tokenizer.end_of_text], tokenizer.conventions.begin
+  apply = jax.jit(lambda tokens: jax.nn.log_softmax(model[0].apply(model[1], tokens)[0]))
+  total, reached, first = 0.0, 0, 0
+  while reached < len(ids):
+    window = [begin, *ids[first : first + context + 1]]
+    padded = jnp.array([window + [0] * (context + 2 - len(window))])
+    scores = np.asarray(apply(padded), np.float64)[0]
+    for place in range(reached - first, len(window) - 1):
+      total -= scores[place, window[place + 1]]
+    reached, first = first + len(window) - 1, first + stride
+  flags = ['--split=train', '--held_out=0', f'--context={context}', f'--stride={stride}', '--batch_size=2']
+  ended = call(capfd, 'evaluate', f'--model={folder}', f'--source=file:{tmp_path}/text.txt', *flags)
+  assert ended.code == 0, ended.err
+  result = json.loads(ended.out)
+  assert result['loss'] == pytest.approx(total / len(ids), rel=1e-5)
+  assert result['perplexity'] == pytest.approx(math.exp(total / len(ids)), rel=1e-5)
+  assert result['bits_per_byte'] == pytest.approx(total / math.log(2) / len(TEXT), rel=1e-5)
+  assert result['byte_perplexity'] == pytest.approx(math.exp(total / len(TEXT)), rel=1e-5)
+
+
+def test_written_to_a_folder_it_is_the_same_model(folder, model, tokenizer, tmp_path, capfd):
+  ended = call(capfd, 'convert', f'--source={folder}', f'--target={tmp_path}/copy')
+  assert ended.code == 0, ended.err
+  copied, params = huggingface.read(tmp_path / 'copy').load(stacked=False)
+  assert copied.config == model[0].config
+  jax.tree.map(np.testing.assert_array_equal, params, model[1])
+  assert huggingface.read(tmp_path / 'copy').context == CONTEXT
+  assert tokenizers.load(tmp_path / 'copy').conventions == tokenizer.conventions
+  generation = json.loads((tmp_path / 'copy' / 'generation_config.json').read_text())
+  assert generation == {
+    'bos_token_id': tokenizer.conventions.begin[0],
+    'eos_token_id': list(tokenizer.conventions.ends),
+  }
+
+
+WRONG = {
+  'no prompt': (('generate',), 'give --prompt=TEXT, or --prompts=FILE.jsonl'),
+  'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
+  'no out': (('generate', '--prompts=LICENSE'), '--out is missing'),
+  'no JSON': (('generate', '--prompts=LICENSE', '--out=x'), 'LICENSE, line 2: not JSON'),
+  'no prompt in a line': (('generate', '--prompts=PACKAGES', '--out=x'), 'expected an object with a string "prompt"'),
+  'context': (('evaluate', '--source=file:LICENSE', '--context=256'), '--context=256 exceeds the 255 tokens'),
+  'stride': (('evaluate', '--source=file:LICENSE', '--context=64', '--stride=65'), 'stride = 65 must be from 1 to'),
+  'source': (('evaluate',), '--source is missing'),
+  'too long': (('generate', '--prompt=x', '--max_new_tokens=300'), 'exceed the context of 256'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_bad_input_is_one_line(name, folder, tmp_path, capfd):
+  (experiment, *flags), message = WRONG[name]
+  (tmp_path / 'lines.jsonl').write_text('{"text": "x"}\n')
+  flags = [flag.replace('PACKAGES', f'{tmp_path}/lines.jsonl') for flag in flags]
+  ended = call(capfd, experiment, f'--model={folder}', *flags)
+  assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
+  assert not pathlib.Path('x').exists()
+
+
+def test_a_model_that_was_not_taught_to_converse(folder, tmp_path, capfd):
+  (tmp_path / 'config.json').write_bytes((folder / 'config.json').read_bytes())
+  (tmp_path / 'model.safetensors').symlink_to(folder / 'model.safetensors')
+  ended = call(capfd, 'chat', f'--model={tmp_path}')
+  assert ended.code == 2 and 'has no tokenizer beside its weights: add its tokenizer.json' in ended.err
+  (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
+  ended = call(capfd, 'chat', f'--model={tmp_path}')
+  assert ended.code == 2 and 'has no chat template' in ended.err
+  ended = call(capfd, 'generate', f'--model={tmp_path}', '--chat', '--prompt=who?')
+  assert ended.code == 2 and 'has no chat template' in ended.err
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('/nowhere', '/nowhere is not a folder with config.json'),
+    ('asset:smolm2', "did you mean 'smollm2'"),
+    ('asset:gpt2_bpe', None),
+    ('hf://owner', "'hf://owner' is not of the form"),
+  ],
+)
+def test_names_of_no_model(name, message, capfd):
+  if message is None:
+    pytest.skip('needs the network')
+  ended = call(capfd, 'generate', f'--model={name}', '--prompt=x')
+  assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
+
+
+def test_what_stands_there_is_not_written_over(folder, tmp_path, capfd):
+  ended = call(capfd, 'convert', f'--source={folder}', f'--target={tmp_path}')
+  assert ended.code == 2 and 'is there already: choose another name' in ended.err and not list(tmp_path.iterdir())
