@@ -70,12 +70,18 @@ class Transposed:
 class Joined:
   """Several of ours side by side in the last axis: queries, keys and values of GPT-1 and GPT-2."""
 
+  leading: int = 0
+  """Axes of length 1 in front: kernels of OpenAI's release are of convolutions of width 1."""
+
   def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     widths = [shape[-1] for shape in shapes]
-    return np.split(_same(tensor, (*shapes[0][:-1], sum(widths))), np.cumsum(widths)[:-1], axis=-1)
+    joined = (*shapes[0][:-1], sum(widths))
+    tensor = _same(tensor, (1,) * self.leading + joined).reshape(joined)
+    return np.split(tensor, np.cumsum(widths)[:-1], axis=-1)
 
   def write(self, parts: Sequence[Tensor]) -> Tensor:
-    return np.concatenate(parts, axis=-1)
+    joined = np.concatenate(parts, axis=-1)
+    return joined.reshape((1,) * self.leading + joined.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""GPT-1 and GPT-2 as transformers has them: openai-gpt and gpt2."""
+"""GPT-1 and GPT-2 as transformers has them, openai-gpt and gpt2; and GPT-2 as OpenAI released it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,3 +91,42 @@ gpt2 = Layout(
   ignored=r'\.attn\.(masked_)?bias$',
   context='n_positions',
 )  # fmt: skip
+
+
+def _original(config: Json) -> TransformerConfig:
+  same = {field: config[field] for field in ('n_embd', 'n_head', 'n_layer')}
+  fields = {'vocab_size': config['n_vocab'], 'n_positions': config['n_ctx'], **same}
+  return _gpt(fields, PreNorm(), PLAIN, 'gelu_new')
+
+
+def _original_fields(config: TransformerConfig) -> dict[str, Any]:
+  fields = _gpt_fields(config)
+  same = {field: fields[field] for field in ('n_embd', 'n_head', 'n_layer')}
+  return {'n_vocab': fields['vocab_size'], 'n_ctx': fields['n_positions'], **same}
+
+
+def _original_entries(config: TransformerConfig) -> list[Entry]:
+  layer = 'model/h{}/'
+  linears = (
+    ('attn/c_attn', QKV), ('attn/c_proj', ('attention/out',)), ('mlp/c_fc', ('mlp/up',)),
+    ('mlp/c_proj', ('mlp/down',)),
+  )  # fmt: skip
+  norms = (
+    (f'{layer}ln_1', 'norm_attention'), (f'{layer}ln_2', 'norm_mlp'), ('model/ln_f', 'transformer/norm_final'),
+  )  # fmt: skip
+  return [
+    Entry('model/wte', EMBEDDING, Same()),
+    Entry('model/wpe', POSITIONS, Same()),
+    *(
+      Entry(f'{layer}{theirs}/{a}', tuple(f'{part}/{b}' for part in ours), form)
+      for theirs, ours in linears
+      for a, b, form in (('w', 'kernel', Joined(leading=1)), ('b', 'bias', Joined()))
+    ),
+    *(Entry(f'{theirs}/{a}', (f'{ours}/{b}',), Same()) for theirs, ours in norms for a, b in NORM),
+  ]
+
+
+NORM = (('g', 'scale'), ('b', 'bias'))
+
+original = Layout('model', read=_original, write=_original_fields, entries=_original_entries, context='n_ctx')
+"""src/model.py of openai/gpt-2."""
