@@ -18,6 +18,7 @@ setuptools.setup(
     'absl-py>=2.1',
     'array_record>=0.8',
     'flax>=0.12',
+    'google-crc32c>=1.5',
     'grain>=0.2.18',
     'etils>=1.9',
     'huggingface_hub>=0.30',

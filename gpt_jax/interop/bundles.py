@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import functools
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 
-from gpt_jax.interop.crc32c import crc32c
 from gpt_jax.interop.forms import Shape, Tensor
 from gpt_jax.interop.tensors import Read
 from gpt_jax.types import UserError
@@ -27,6 +27,8 @@ LARGEST = 1 << 20
 """Bytes of an index; that of the largest GPT-2 is a fiftieth."""
 LONGEST = 1 << 10
 """Bytes of a name. It repeats the one before it for two bytes: without a bound, names could fill the memory."""
+PIECE = 1 << 20
+"""Bytes whose checksum is taken at once."""
 FLOAT32 = 1
 """Of types.proto."""
 
@@ -78,9 +80,11 @@ def _read(numbers: np.ndarray, part: Part) -> Tensor:
   return np.frombuffer(numbers, '<f4', part.size // 4, part.offset).reshape(part.shape)
 
 
-def _masked(data: Any) -> int:
-  """Their checksum: turned and shifted, so that data may hold its own."""
-  value = crc32c(data)
+def _masked(data: bytes | np.ndarray) -> int:
+  """Their checksum: CRC-32C turned and shifted, so that data may hold its own."""
+  value = 0
+  for start in range(0, len(data), PIECE):
+    value = google_crc32c.extend(value, bytes(data[start : start + PIECE]))
   return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from gpt_jax.interop import huggingface
+from gpt_jax.interop import huggingface, openai
 from gpt_jax.interop.tensors import Pretrained
 from gpt_jax.types import UserError
 
@@ -13,12 +13,14 @@ HUB = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+\.gguf))?')
 def pretrained(name: str) -> Pretrained:
   """The model of a name, its tensors not read yet.
 
-  A folder of transformers, a .gguf file, or hf://OWNER/NAME[@REVISION][/FILE.gguf], which is fetched once.
+  A folder of transformers or of openai/gpt-2, a .gguf file, or hf://OWNER/NAME[@REVISION][/FILE.gguf], fetched once.
 
   Raises:
     UserError: there is no such model, or it is one that we can't read.
   """
   path = _fetched(name) if name.startswith('hf://') else pathlib.Path(name).expanduser()
+  if (path / 'hparams.json').exists():
+    return openai.read(path)
   if path.is_dir():
     return huggingface.read(path)
   raise UserError(f'{name} is not a folder with config.json, a .gguf file or hf://OWNER/NAME')

@@ -3,12 +3,12 @@
 import pathlib
 import re
 
+import google_crc32c
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from gpt_jax.interop import bundles
-from gpt_jax.interop.crc32c import crc32c
 from gpt_jax.types import UserError
 
 INDEX, DATA = 'model.ckpt.index', 'model.ckpt.data-00000-of-00001'
@@ -33,7 +33,7 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def masked(data: bytes) -> bytes:
-  crc = crc32c(data)
+  crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, 'little')
 
 
