@@ -23,6 +23,15 @@ Ids = Int32[np.ndarray, '_']
 END_OF_TEXT = '<|endoftext|>'
 _ENDS = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '[EOS]')
 
+# How LLaMA's decoder begins; what may follow takes away the space that its encoder puts before a text.
+_PIECES = [
+  {'type': 'Replace', 'pattern': {'String': '▁'}, 'content': ' '},
+  {'type': 'ByteFallback'},
+  {'type': 'Fuse'},
+]
+_NO_FIRST_SPACE = {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}
+_BYTE_PIECE = re.compile('<0x([0-9A-F]{2})>')
+
 _BROKEN = re.compile('([\udc80-\udcff]+)')
 
 _PIECE = 1 << 16
@@ -70,7 +79,12 @@ class Subwords:
     self._files = {name: content for name, content in files.items() if name in SETTINGS}
     state = json.loads(inner.to_str())
     splitter = state['pre_tokenizer'] or {}
-    self._byte_level = (state['decoder'] or {}).get('type') == 'ByteLevel'
+    decoder = state['decoder'] or {}
+    self._byte_level = decoder.get('type') == 'ByteLevel'
+    steps = decoder.get('decoders', [])
+    self._pieces_of_bytes = steps[:3] == _PIECES and steps[3:] in ([], [_NO_FIRST_SPACE])
+    self._no_first_space = _NO_FIRST_SPACE in steps
+    self._added = {token['content'] for token in state['added_tokens']}
     self._may_cut = (
       (splitter.get('type'), splitter.get('use_regex'), splitter.get('add_prefix_space')) == ('ByteLevel', True, False)
       and state['normalizer'] is None
@@ -128,17 +142,24 @@ class Subwords:
 
   @functools.cached_property
   def _token_bytes(self) -> dict[int, bytes]:
-    """What each number stands for; special tokens, which are not byte-level, stand for their name."""
+    """What each number stands for; added tokens stand for their name."""
     alphabet = _byte_alphabet()
-    return {
-      number: bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
-      for token, number in self.inner.get_vocab(with_added_tokens=True).items()
-    }
+
+    def content(token: str) -> bytes:
+      if token in self._added:
+        return token.encode()
+      if self._byte_level:
+        return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
+      byte = _BYTE_PIECE.fullmatch(token)
+      return bytes([int(byte[1], 16)]) if byte else token.replace('▁', ' ').encode()
+
+    return {number: content(token) for token, number in self.inner.get_vocab(with_added_tokens=True).items()}
 
   def decode_bytes(self, ids: Iterable[SupportsIndex]) -> bytes:
-    if self._byte_level:
-      return b''.join(self._token_bytes.get(int(i), b'') for i in ids)
-    return self.inner.decode([int(i) for i in ids], skip_special_tokens=False).encode()
+    if not (self._byte_level or self._pieces_of_bytes):
+      return self.inner.decode([int(i) for i in ids], skip_special_tokens=False).encode()
+    content = b''.join(self._token_bytes.get(int(i), b'') for i in ids)
+    return content.removeprefix(b' ') if self._no_first_space else content
 
   def dump(self) -> dict[str, bytes]:
     end = None if self.end_of_text is None else self.inner.id_to_token(self.end_of_text)

@@ -6,11 +6,12 @@ import random
 
 import numpy as np
 import pytest
-import sentencepiece
+import sentencepiece as library
 from tokenizers import pre_tokenizers
 
 from gpt_jax.data import assets, bpe, tokenizers
 from gpt_jax.data.vocabularies import Bytes, Characters, SentencePiece
+from gpt_jax.interop.pieces import sentencepiece
 from gpt_jax.types import UserError
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll: 12 citizens, don't they?  They're here.\n"
@@ -35,7 +36,7 @@ def small():
 @pytest.fixture(scope='module')
 def pieces():
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
+  library.SentencePieceTrainer.train(
     sentence_iterator=iter([TEXT] * 5), model_writer=model, vocab_size=296, byte_fallback=True, minloglevel=2
   )
   return SentencePiece(model.getvalue())
@@ -150,6 +151,37 @@ def test_saved_and_loaded(small, pieces, tmp_path):
     np.testing.assert_array_equal(loaded.encode('aé 你\n'), tokenizer.encode('aé 你\n'))
     assert tokenizers.fingerprint(loaded) == tokenizers.fingerprint(tokenizer)
   assert len({tokenizers.fingerprint(t) for t in [small, pieces, Bytes(), Characters('a'), Characters('b')]}) == 5
+
+
+@pytest.fixture(scope='module')
+def spaced():
+  """As LLaMA's: a piece for each byte, and a space before each text."""
+  names = ['<unk>', '<s>', *(f'<0x{byte:02X}>' for byte in range(256)), '▁', 'a', '▁a']
+  inner = sentencepiece(
+    {name: number for number, name in enumerate(names)}, {'▁a': 0.0, '▁': -1.0, 'a': -2.0}, '<unk>', True
+  )
+  inner.add_special_tokens(['<s>'])
+  return bpe.Subwords(inner)
+
+
+def test_pieces_that_are_bytes_are_those_bytes(spaced):
+  face = [2 + byte for byte in '😀'.encode()]
+  assert spaced.encode('a😀 a').tolist() == [260, *face, 260]
+  for text in [*TEXTS, ' a', '  ', '<s>', '<0x41>']:
+    assert spaced.decode_bytes(spaced.encode(text)) == text.encode()
+  assert spaced.decode_bytes(face[:2]) == b'\xf0\x9f' and spaced.decode_bytes([260, 260]) == b'a a'
+  assert spaced.decode_bytes([1, 260]) == b'<s> a'
+  assert list(tokenizers.stream(spaced, [260, *face, 258, 260])) == ['a', '😀', ' ', ' a']
+  for ids in [1, 260, 258, 259], face, [258, *face, 260, 260]:  # where the library can say it, it says the same
+    assert spaced.decode_bytes(ids).decode() == spaced.inner.decode(ids, skip_special_tokens=False)
+
+
+def test_an_added_token_is_its_name(small):
+  inner = type(small.inner).from_str(small.dump()[1].decode())
+  inner.add_tokens(['£é'])
+  tokenizer = bpe.Subwords(inner)
+  assert tokenizer.encode('a£é').tolist()[-1] == small.vocab_size
+  assert tokenizer.decode_bytes(tokenizer.encode('a£éb')) == 'a£éb'.encode()
 
 
 def test_a_stream_shows_whole_characters(small, pieces):
