@@ -27,7 +27,7 @@ RELATIONS = {
   'alike': ('metric', 'of', 'than', 'margin'),
   'straight': ('margin',),
 }
-OPTIONAL = {'x': None, 'columns': None, 'fit': False, 'threads': 1}
+OPTIONAL = {'x': None, 'x_label': None, 'columns': None, 'fit': False, 'threads': 1}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,7 @@ def get_sweep():
     'baseline': models[0],
     'metrics': {'validation_loss': 'validation loss (nats per token)'},
     'x': 'training_flops',
+    'x_label': 'training compute (FLOPs)',
     'fit': True,
     'expect': [{'is': 'straight', 'margin': 0.02}],
   }

@@ -15,6 +15,8 @@ Curves = Mapping[str, Mapping[Any, Sequence[tuple[float, float]]]]
 """By label, then by seed: points of training tokens and loss."""
 
 MARKERS = 'osD^vP*X'
+LEGEND = 120
+"""Letters that a figure is wide, in a legend's size."""
 
 
 def last_name(field: str) -> str:
@@ -71,6 +73,8 @@ def lines(
     line = np.geomspace(places.min(), places.max(), 50)
     axes.plot(line, law(line), '--', color='black', label=f'{law.coefficient:.3g} x^-{law.exponent:.4f}')
     axes.set_yscale('log')
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.yaxis.set_minor_formatter('{x:g}')
   if places.min() > 0 and places.max() / places.min() > 8:
     axes.set_xscale('log')
   _legend(figure, axes)
@@ -107,4 +111,5 @@ def _legend(figure: Figure, axes: Axes) -> None:
   """Beside the axes, where it hides nothing."""
   handles, labels = axes.get_legend_handles_labels()
   if len(labels) > 1 or labels != ['mean of the seeds']:
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 3), fontsize=8)
+    columns = max(LEGEND // (max(map(len, labels)) + 8), 1)
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), columns, 3), fontsize=8)

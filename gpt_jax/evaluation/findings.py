@@ -53,7 +53,8 @@ class Results:
 
   def label(self, column: str) -> str:
     """What a column is called."""
-    return self.spec['metrics'].get(column) or last_name(column)
+    said = self.spec['x_label'] if column == self.spec['x'] else self.spec['metrics'].get(column)
+    return said or last_name(column)
 
   def pairs(self, metric: str, of: Setting, than: Setting) -> tuple[Float[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
     """The metric of two settings, a place a seed that both have."""

@@ -4,11 +4,12 @@ import json
 import pathlib
 import re
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pandas as pd
 import pytest
 
-from gpt_jax.evaluation import pages
+from gpt_jax.evaluation import figures, pages
 from gpt_jax.evaluation.findings import Results, findings, verdict
 
 LOSS = 'validation_loss'
@@ -31,7 +32,7 @@ def results(tmp_path: pathlib.Path, expect: list[dict], gap: float = 0.5, **spec
   columns = ['point', 'model.num_layers', 'model.part', 'seed', 'status', LOSS, 'speed.tokens_per_second']
   spec = {
     'claim': 'b is lower.', 'source': 'nobody', 'baseline': {'model.part': 'a'}, 'metrics': {LOSS: 'loss (nats)'},
-    'x': None, 'columns': None, 'fit': False, 'threads': 1, 'expect': expect, **spec,
+    'x': None, 'x_label': None, 'columns': None, 'fit': False, 'threads': 1, 'expect': expect, **spec,
   }  # fmt: skip
   return Results('trial', spec, pd.DataFrame(rows, columns=columns), columns[1:3], folders)
 
@@ -113,3 +114,11 @@ def test_a_figure_names_settings_as_they_were_given(tmp_path):
 def test_other_figures_are_drawn(tmp_path, spec):
   made = results(tmp_path, [expectation('b', 'lower')], **spec)
   assert {'validation_loss', 'curves'} <= set(pages.drawn(made))
+
+
+def test_a_legend_lies_within_its_figure():
+  names = [f'num layers {n}, model dim 128, mlp swiglu(344), num steps 210' for n in range(8)]
+  figure = figures.curves({name: {0: [(0.0, 5.0), (9.0, 4.0)]} for name in names})
+  FigureCanvasAgg(figure).draw()
+  box = figure.legends[0].get_window_extent()
+  assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
