@@ -57,13 +57,14 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-  """[outputs, inputs], as torch's Linear is."""
+  """[outputs, inputs], as torch's Linear is; several of ours one below the other, as GLM's gate and up."""
 
   def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    return [_same(tensor, shapes[0][::-1]).T]
+    widths = [shape[-1] for shape in shapes]
+    return [part.T for part in np.split(_same(tensor, (sum(widths), *shapes[0][:-1])), np.cumsum(widths)[:-1])]
 
   def write(self, parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].T
+    return np.concatenate([part.T for part in parts])
 
 
 @dataclasses.dataclass(frozen=True)
