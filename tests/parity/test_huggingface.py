@@ -184,17 +184,24 @@ def test_written_again_every_tensor_is_the_same_and_transformers_opens_it(pair, 
   np.testing.assert_allclose(back, theirs, atol=1e-5)
 
 
+def continued(model: 'transformers.PreTrainedModel', prompt: list[int], length: int) -> list[int]:
+  """What it writes after a prompt, whose tokens all count: without a mask transformers takes each 0 for padding."""
+  tokens = torch.tensor([prompt])
+  with torch.no_grad():
+    theirs = model.generate(
+      tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=length, min_new_tokens=length, do_sample=False,
+      eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+  return theirs[0, len(prompt) :].tolist()
+
+
 def test_greedy_continuations_of_a_padded_batch_are_theirs(pair):
   model, folder = pair
   ours, params = huggingface.read(folder).load()
   prompts = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3]]
   found = generate(ours, params, prompts, max_new_tokens=64, sampling=Sampling(temperature=0))
   for prompt, completion in zip(prompts, found, strict=True):
-    with torch.no_grad():
-      theirs = model.generate(
-        torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
-      )
-    assert completion.tokens.tolist() == theirs[0, len(prompt) :].tolist()
+    assert completion.tokens.tolist() == continued(model, prompt, 64)
 
 
 # ---- ALiBi where bfloat16 has no odd places -------------------------------------------------------------------------
@@ -233,8 +240,4 @@ def test_alibi_from_a_cache_is_theirs(name, tmp_path):
   prompts = [FAR[0, :300].tolist(), FAR[1, :251].tolist()]
   found = generate(ours, params, prompts, max_new_tokens=24, sampling=Sampling(temperature=0))
   for prompt, completion in zip(prompts, found, strict=True):
-    with torch.no_grad():
-      theirs = model.generate(
-        torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
-      )
-    assert completion.tokens.tolist() == theirs[0, len(prompt) :].tolist()
+    assert completion.tokens.tolist() == continued(model, prompt, 24)
