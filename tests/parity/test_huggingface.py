@@ -86,7 +86,7 @@ MODELS = {
   'chatglm rope ratio, no biases, multi-query': (
     'ChatGLM', {**GLM, 'attention_bias': False, 'num_key_value_heads': 1, 'rope_theta': 500_000.0},
   ),
-  'chatglm multi-head, small heads': ('ChatGLM', {**GLM, 'head_dim': 4, 'num_key_value_heads': 6}),
+  'chatglm multi-head, small heads': ('ChatGLM', {**GLM, 'head_dim': 8, 'num_key_value_heads': 6}),
 }  # fmt: skip
 ALIBI = [name for name, (_, fields) in MODELS.items() if fields.get('alibi')]
 TOKENS = np.random.default_rng(0).integers(0, 67, (3, 40))
