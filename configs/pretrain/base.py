@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
       'norm': placeholder(str),  # 'layer', 'rms'
       'positions': placeholder(str),  # 'none', 'learned(1024)', 'learned_2d(1024)'
       'rotation': placeholder(str),  # 'none', 'rotary(fraction=0.5)', 'rotary(scaling=llama3)'
-      'score_bias': placeholder(str),  # 'none', 'alibi'
+      'score_bias': placeholder(str),  # 'none', 'alibi', 'falcon_alibi'
       'attention': placeholder(str),  # 'dense', 'dense, banded(128)', 'dense(causal | prefix)'
       'init': placeholder(str),  # 'normal(0.02)', 'scaled_normal', 'xavier(gain=0.1)'
       'use_bias': placeholder(bool),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 import numpy as np
 
 Tensor = Shaped[np.ndarray, '...']
@@ -57,13 +57,14 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-  """[outputs, inputs], as torch's Linear is."""
+  """[outputs, inputs], as torch's Linear is; several of ours one below the other, as GLM's gate and up."""
 
   def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    return [_same(tensor, shapes[0][::-1]).T]
+    widths = [shape[-1] for shape in shapes]
+    return [part.T for part in np.split(_same(tensor, (sum(widths), *shapes[0][:-1])), np.cumsum(widths)[:-1])]
 
   def write(self, parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].T
+    return np.concatenate([part.T for part in parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +103,33 @@ class Grouped:
     inputs = parts[0].shape[:-1]
     groups = [part.T.reshape(self.num_kv_heads, -1, self.head_width, *inputs) for part in parts]
     return np.concatenate(groups, axis=1).reshape(-1, *inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+  """As `form`, but the dimensions that rotary position embedding turns together are neighbours in a head (GLM).
+
+  Ours are half the turned width apart (see `Rotary`). Of several parts the first two are queries and keys: values,
+  the third, are not turned.
+  """
+
+  form: Form
+  head_width: int
+  turned: int
+  """Dimensions at the beginning of a head: two for each pair."""
+
+  def read(self, tensor: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    return self._reordered(self.form.read(tensor, shapes), self._order())
+
+  def write(self, parts: Sequence[Tensor]) -> Tensor:
+    return self.form.write(self._reordered(parts, np.argsort(self._order())))
+
+  def _order(self) -> Int[np.ndarray, '_']:
+    """Where in a head of theirs each dimension of ours stands."""
+    order = np.arange(self.head_width)
+    order[: self.turned] = order[: self.turned].reshape(-1, 2).T.ravel()
+    return order
+
+  def _reordered(self, parts: Sequence[Tensor], order: Int[np.ndarray, '_']) -> list[Tensor]:
+    heads = [part.reshape(*part.shape[:-1], -1, self.head_width)[..., order].reshape(part.shape) for part in parts[:2]]
+    return [*heads, *parts[2:]]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gpt_jax.interop.forms import Tensor
-from gpt_jax.interop.layouts import falcon, gpt, llama
+from gpt_jax.interop.layouts import falcon, glm, gpt, llama
 from gpt_jax.interop.layouts.table import Layout
 from gpt_jax.interop.tensors import Pretrained, Read, disassemble
 from gpt_jax.models.transformer import TransformerConfig
@@ -30,6 +30,8 @@ LAYOUTS: Mapping[str, Layout] = {
   'llama': llama.llama,
   'mistral': llama.mistral,
   'falcon': falcon.falcon,
+  'glm': glm.glm,
+  'chatglm': glm.chatglm,
 }
 """By model_type of config.json."""
 

@@ -121,7 +121,7 @@ class Dense:
     def attend(asking: slice, asked: slice) -> Float[Array, 'B _ N H']:
       some, others = jax.tree.map(lambda x: x[:, asking], queries), jax.tree.map(lambda x: x[:, asked], keys)
       visible = (self.mask & masks.SameSegment())(some, others)
-      scores = None if bias is None else bias(some, others, query.shape[2])
+      scores = None if bias is None else bias(some, others, *query.shape[2:])
       return softmax_attention(query[:, asking], key[:, asked], value[:, asked], visible, scores, drop)
 
     length = query.shape[1]

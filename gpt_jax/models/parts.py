@@ -30,7 +30,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   },
   'positions': {'learned': positions.Learned, 'learned_2d': positions.Learned2D},
   'rotation': {'rotary': positions.Rotary, 'rotary_2d': positions.Rotary2D},
-  'score_bias': {'alibi': positions.Alibi},
+  'score_bias': {'alibi': positions.Alibi, 'falcon_alibi': positions.FalconAlibi},
   'attention': {'dense': attention.Dense, 'banded': attention.Banded},
   'init': {
     'normal': initialization.Normal, 'scaled_normal': initialization.ScaledNormal, 'xavier': initialization.Xavier,

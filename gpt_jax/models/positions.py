@@ -5,6 +5,7 @@ import math
 
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
@@ -157,6 +158,27 @@ class Alibi:
     between = 2.0 ** (-4 * np.arange(1, 2 * power + 1, 2) / power)
     return np.concatenate([slopes, between])[:num_heads]
 
-  def __call__(self, queries: Layout, keys: Layout, num_heads: int) -> Float[Array, 'B N T S']:
+  def __call__(self, queries: Layout, keys: Layout, num_heads: int, head_dim: int) -> Float[Array, 'B N T S']:
     distance = jnp.abs(queries.position[:, :, None] - keys.position[:, None, :])
     return -jnp.asarray(self.slopes(num_heads), jnp.float32)[:, None, None] * distance[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FalconAlibi(Alibi):
+  """ALiBi as the released Falcon-RW models have it: the scores are (q k + slope * place of the key) / sqrt(H).
+
+  A key's place in the text is the query's less their distance, and a softmax does not see what is the query's alone: so
+  this is the paper's penalty over sqrt(H), but for slopes, places and their products being rounded to bfloat16, which
+  has no odd place beyond 256.
+  """
+
+  def __call__(self, queries: Layout, keys: Layout, num_heads: int, head_dim: int) -> Float[Array, 'B N T S']:
+    slopes = _bfloat16(jnp.asarray(self.slopes(num_heads), jnp.float32))
+    places = _bfloat16(jnp.asarray(keys.position, jnp.float32))
+    bias = _bfloat16(slopes[:, None] * places[:, None]) / math.sqrt(head_dim)
+    return jnp.broadcast_to(bias[:, :, None], (*bias.shape[:2], queries.position.shape[1], bias.shape[2]))
+
+
+def _bfloat16(x: Float[Array, '...']) -> Float[Array, '...']:
+  """Rounded, and float32 still; XLA may leave out a cast there and back."""
+  return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -1,5 +1,6 @@
 """Folders of our own writing read again, and folders that are broken in every way."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -10,16 +11,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt_jax.interop import huggingface
+from gpt_jax.interop.forms import Interleaved, Transposed
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
+from gpt_jax.models.positions import Alibi, FalconAlibi, Rotary
+from gpt_jax.models.residual import Parallel, PreNorm
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.types import UserError
 from tests.models.small import parameters, shrunk
 
-WRITABLE = {
+WRITABLE = {  # a family, and the model_type that says it first
   'gpt1': 'openai-gpt', 'gpt2_small': 'gpt2', 'llama_7b': 'llama', 'llama2_70b': 'llama', 'smollm2_135m': 'llama',
-  'falcon_7b': 'falcon', 'falcon_40b': 'falcon',
+  'falcon_7b': 'falcon', 'falcon_40b': 'falcon', 'chatglm2_6b': 'glm',
 }  # fmt: skip
 
 
@@ -28,25 +32,40 @@ def small(family: str) -> TransformerConfig:
   return shrunk(family, mlp=FAMILIES[family].mlp.copy(hidden=128))
 
 
-def saved(folder: pathlib.Path, family: str = 'llama2_70b') -> pathlib.Path:
-  config = small(family)
-  huggingface.save(folder, config, parameters(config))
+def saved(folder: pathlib.Path, family: str = 'llama2_70b', model_type: str | None = None, **fields) -> pathlib.Path:
+  config = dataclasses.replace(small(family), **fields)
+  huggingface.save(folder, config, parameters(config), model_type=model_type)
   return folder
 
 
-@pytest.mark.parametrize('family', WRITABLE)
-def test_what_is_written_is_read_again_bit_for_bit(family, tmp_path):
-  config = small(family)
-  folder = saved(tmp_path / 'model', family)
-  assert json.loads((folder / 'config.json').read_text())['model_type'] == WRITABLE[family]
+FALCON_RW = {'residual': PreNorm(), 'rotation': None, 'score_bias': FalconAlibi(), 'use_bias': True}
+WRITTEN = {
+  **{family: (family, model_type, {}) for family, model_type in WRITABLE.items()},
+  'chatglm2_6b as itself': ('chatglm2_6b', 'chatglm', {}),
+  'chatglm3, longer': ('chatglm2_6b', 'chatglm', {'rotation': Rotary(500_000.0, fraction=0.5), 'qkv_bias': False}),
+  'chatglm with every bias': ('chatglm2_6b', 'chatglm', {'use_bias': True}),
+  'glm tied, a quarter turned': ('chatglm2_6b', 'glm', {'rotation': Rotary(fraction=0.25), 'tie_embeddings': True}),
+  'falcon rw': ('falcon_7b', 'falcon', {**FALCON_RW, 'num_kv_heads': 4}),
+  'falcon rw, multi-query': ('falcon_7b', 'falcon', FALCON_RW),
+  'falcon parallel with alibi': ('falcon_40b', 'falcon', {**FALCON_RW, 'residual': Parallel(shared_norm=False)}),
+}
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_what_is_written_is_read_again_bit_for_bit(name, tmp_path):
+  family, model_type, fields = WRITTEN[name]
+  config = dataclasses.replace(small(family), **fields)
+  folder = saved(tmp_path / 'model', family, None if name in WRITABLE else model_type, **fields)
+  assert json.loads((folder / 'config.json').read_text())['model_type'] == model_type
   model, params = huggingface.read(folder).load()
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, dict(parameters(config)))
   jax.tree.map(np.testing.assert_array_equal, params, parameters(config))
   assert (model.config.mlp, model.config.residual, model.config.norm) == (config.mlp, config.residual, config.norm)
   assert (model.config.rotation, model.config.use_bias) == (config.rotation, config.use_bias)
+  assert model.config.score_bias == config.score_bias
 
 
-@pytest.mark.parametrize('family', ['gpt3_125m', 'glm_large', 'glm_130b', 'chatglm2_6b'])
+@pytest.mark.parametrize('family', ['gpt3_125m', 'glm_large', 'glm_130b', 'chatglm_6b'])
 def test_a_model_that_no_layout_can_say_is_refused(family, tmp_path):
   config = shrunk(family)
   with pytest.raises(UserError, match='can say this model'):
@@ -73,6 +92,14 @@ def test_published_configs_are_our_families(tmp_path):
                    'layer_norm_epsilon': 1e-5, 'multi_query': True, 'new_decoder_architecture': True,
                    'num_attention_heads': 128, 'num_kv_heads': 8, 'num_hidden_layers': 60, 'parallel_attn': True,
                    'vocab_size': 65024},
+    'chatglm2_6b': {'model_type': 'chatglm', '_name_or_path': 'THUDM/chatglm2-6b', 'add_bias_linear': False,
+                    'add_qkv_bias': True, 'apply_query_key_layer_scaling': True,
+                    'apply_residual_connection_post_layernorm': False, 'attention_softmax_in_fp32': True,
+                    'ffn_hidden_size': 13696, 'fp32_residual_connection': False, 'hidden_size': 4096,
+                    'kv_channels': 128, 'layernorm_epsilon': 1e-5, 'multi_query_attention': True,
+                    'multi_query_group_num': 2, 'num_attention_heads': 32, 'num_layers': 28, 'original_rope': True,
+                    'padded_vocab_size': 65024, 'post_layer_norm': True, 'quantization_bit': 0, 'rmsnorm': True,
+                    'seq_length': 32768, 'tie_word_embeddings': False},
   }  # fmt: skip
   for name, config in published.items():
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -81,6 +108,28 @@ def test_published_configs_are_our_families(tmp_path):
     assert ours == theirs, name
     for field in ('mlp', 'residual', 'norm', 'rotation', 'tie_embeddings', 'use_bias', 'attention'):
       assert getattr(read, field) == getattr(FAMILIES[name], field), (name, field)
+
+
+def test_the_published_config_of_falcon_rw_has_its_alibi(tmp_path):
+  published = {
+    'model_type': 'falcon', 'alibi': True, 'bias': True, 'hidden_size': 2048, 'layer_norm_epsilon': 1e-5,
+    'multi_query': False, 'new_decoder_architecture': False, 'num_attention_heads': 32, 'num_hidden_layers': 24,
+    'parallel_attn': False, 'vocab_size': 50304,
+  }  # fmt: skip
+  (tmp_path / 'config.json').write_text(json.dumps(published))
+  config = huggingface.read(tmp_path).config
+  assert (config.residual, config.rotation, config.score_bias) == (PreNorm(), None, FalconAlibi())
+  assert sum(x.size for x in jax.tree.leaves(parameter_shapes(LanguageModel(config)))) == 1_311_625_216
+
+
+def test_neighbours_of_a_rotary_pair_by_hand():
+  """Two heads of 6, of which 4 dimensions turn: theirs pairs (0, 1) and (2, 3), ours (0, 2) and (1, 3)."""
+  form, theirs = Interleaved(Transposed(), head_width=6, turned=4), np.arange(3 * 12).reshape(3 * 12, 1)
+  query, key, value = form.read(theirs, [(1, 12)] * 3)
+  np.testing.assert_array_equal(query[0], [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11])
+  np.testing.assert_array_equal(key, query + 12)
+  np.testing.assert_array_equal(value[0], np.arange(24, 36))
+  np.testing.assert_array_equal(form.write([query, key, value]), theirs)
 
 
 def test_parts_of_a_model_and_their_index(tmp_path):
@@ -219,6 +268,47 @@ def test_a_wrong_folder_is_one_line(name, tmp_path):
   with pytest.raises(UserError, match=re.escape(message)) as raised:
     huggingface.read(folder).load()
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
+
+
+FOREIGN = {  # a model as it is written, fields of its configuration, and what is said of them
+  'first ChatGLM': ('chatglm', {'position_encoding_2d': True}, 'position_encoding_2d is of the first ChatGLM-6B'),
+  'first ChatGLM, wide': ('chatglm', {'inner_hidden_size': 128}, 'inner_hidden_size is of the first ChatGLM-6B'),
+  'divided places': (
+    'chatglm', {'_name_or_path': 'THUDM/chatglm2-6b-32k', 'rope_ratio': 4}, 'rope_ratio = 4 divides places'
+  ),
+  'integers': ('chatglm', {'quantization_bit': 4}, 'quantization_bit = 4 is not supported'),
+  'norms': ('chatglm', {'rmsnorm': False}, 'rmsnorm = False is not supported'),
+  'no groups': ('chatglm', {'multi_query_attention': 'absent'}, 'multi_query_attention = False is not supported'),
+  'odd head': ('chatglm', {'kv_channels': 6}, 'embedding of 3 of the 6 dimensions of a head is not supported'),
+  'odd part': ('glm', {'partial_rotary_factor': 0.4}, 'embedding of 3 of the 8 dimensions of a head is not supported'),
+  'too large a part': ('glm', {'partial_rotary_factor': 1.25}, 'embedding of 10 of the 8 dimensions'),
+  'more norms': ('glm', {'model_type': 'glm4'}, "model_type = 'glm4' is unknown"),
+  'sequential': ('falcon', {'parallel_attn': False}, 'parallel_attn = False is not supported'),
+}  # fmt: skip
+OF_TYPE = {'chatglm': 'chatglm2_6b', 'glm': 'chatglm2_6b', 'falcon': 'falcon_40b'}
+
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_a_model_of_other_parts_is_one_line(name, tmp_path):
+  model_type, fields, message = FOREIGN[name]
+  folder = saved(tmp_path, OF_TYPE[model_type], model_type)
+  huggingface.read(folder)
+  reconfigured(folder, **fields)
+  with pytest.raises(UserError, match=re.escape(message)) as raised:
+    huggingface.read(folder)
+  assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
+
+
+def test_the_papers_alibi_is_not_written_as_falcons(tmp_path):
+  with pytest.raises(UserError, match='can say this model'):
+    saved(tmp_path, 'falcon_7b', **{**FALCON_RW, 'score_bias': Alibi()})
+
+
+def test_old_tables_of_angles_are_no_parameters(tmp_path):
+  folder = saved(tmp_path, 'chatglm2_6b', 'chatglm')
+  changed(folder, lambda t: t.update({'transformer.rotary_pos_emb.inv_freq': np.ones(2, np.float32)}))
+  _, params = huggingface.read(folder).load()
+  jax.tree.map(np.testing.assert_array_equal, params, parameters(small('chatglm2_6b')))
 
 
 def test_two_hundred_broken_files_are_one_line_each(tmp_path):

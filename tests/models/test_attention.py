@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, softmax_attention
 from gpt_jax.models.masks import Band, Causal, Mask, Prefix, SameSegment
-from gpt_jax.models.positions import Alibi
+from gpt_jax.models.positions import Alibi, FalconAlibi
 from gpt_jax.types import left_to_right
 from tests.models.layouts import random_layout
 
@@ -95,6 +95,7 @@ BANDED = {  # mask, layout, query heads, key heads, width, bias
   'prefix': (Causal() | Prefix(), random_layout(3), 4, 2, 3, None),
   'alibi': (Causal(), random_layout(4, prefix=False), 4, 2, 4, Alibi()),
   'prefix with alibi': (Causal() | Prefix(), random_layout(5), 4, 1, 4, Alibi()),
+  'alibi of absolute places': (Causal(), random_layout(7, prefix=False), 4, 2, 4, FalconAlibi()),
 }
 
 
@@ -107,11 +108,11 @@ class Everything:
   def __call__(self, query, key, value, queries, keys, bias=None):
     visible = (self.mask & SameSegment())(queries, keys)
     scores = jnp.zeros((*visible.shape[:1], query.shape[2], *visible.shape[1:]))  # a bias keeps to plain gradients
-    scores = scores if bias is None else bias(queries, keys, query.shape[2])
+    scores = scores if bias is None else bias(queries, keys, *query.shape[2:])
     return softmax_attention(query, key, value, visible, scores)
 
 
-@pytest.mark.parametrize('bias', [None, Alibi()])
+@pytest.mark.parametrize('bias', [None, Alibi(), FalconAlibi()])
 @pytest.mark.parametrize('length', [LEAST_HALVED, LEAST_HALVED + 1])
 def test_a_long_row_cut_in_halves_is_whole(length, bias):
   layout = random_layout(6, 2, length, prefix=False)

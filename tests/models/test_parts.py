@@ -13,6 +13,7 @@ from gpt_jax.models.masks import Band, Causal, Prefix
 from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part
 from gpt_jax.models.positions import (
   Alibi,
+  FalconAlibi,
   Learned,
   Learned2D,
   LinearScaling,
@@ -47,6 +48,7 @@ WRITTEN = {
   ('rotation', 'rotary(theta=5e5, scaling=llama3)'): Rotary(theta=500_000.0, scaling=Llama3Scaling()),
   ('rotation', 'rotary(scaling=llama3(factor=32.0))'): Rotary(scaling=Llama3Scaling(factor=32.0)),
   ('score_bias', 'alibi'): Alibi(),
+  ('score_bias', 'falcon_alibi'): FalconAlibi(),
   ('attention', 'dense'): (Dense(),),
   ('attention', 'banded(256)'): (Banded(256),),
   ('attention', 'dense, banded(256)'): (Dense(), Banded(256)),

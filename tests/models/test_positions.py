@@ -7,6 +7,7 @@ import pytest
 
 from gpt_jax.models.positions import (
   Alibi,
+  FalconAlibi,
   Learned,
   Learned2D,
   LinearScaling,
@@ -124,10 +125,28 @@ def test_alibi_slopes_of_the_paper():
 
 def test_alibi_is_a_slope_times_a_distance():
   layout = layout_at([0, 1, 2, 0])  # a second document begins
-  bias = Alibi()(layout, layout, 8)
+  bias = Alibi()(layout, layout, 8, 4)
   assert bias.shape == (2, 8, 4, 4)
   np.testing.assert_allclose(bias[0, 0, 2], [-1.0, -0.5, 0.0, -1.0])
   np.testing.assert_allclose(bias[1, 7, 1], [-1 / 256, 0.0, -1 / 256, -1 / 256])
+
+
+def test_falcons_alibi_by_hand():
+  """Eight heads of 16: half a place over 4. 257 and 301 have no bfloat16, nor has 3 * 2^-0.5, of the ninth of 12."""
+  bias = jax.jit(lambda keys: FalconAlibi()(layout_at([0, 1]), keys, 8, 16))(layout_at([0, 3, 257, 301]))
+  assert bias.shape == (2, 8, 2, 4)
+  np.testing.assert_array_equal(bias[1, 0], [[0.0, 3 / 8, 256 / 8, 300 / 8]] * 2)
+  twelve = jax.jit(lambda keys: FalconAlibi()(keys, keys, 12, 1))(layout_at([3]))
+  assert twelve[0, 8, 0, 0] == 2.125 and Alibi().slopes(12)[8] * 3 < 2.122
+
+
+def test_falcons_alibi_is_the_papers_over_the_root_of_the_heads_width():
+  """As far as a softmax sees it, and where slopes and places are exact."""
+  layout = layout_at(jnp.arange(100))
+  causal = jnp.tril(jnp.ones((100, 100), bool))
+  weights = lambda bias: jax.nn.softmax(jnp.where(causal, bias, -jnp.inf))
+  paper, falcon = (alibi(layout, layout, 4, 4) for alibi in (Alibi(), FalconAlibi()))
+  np.testing.assert_allclose(weights(falcon), weights(paper / 2), atol=1e-6)
 
 
 def test_learned_positions_are_looked_up_by_place():

@@ -49,17 +49,13 @@ def _gpt_fields(config: TransformerConfig) -> dict[str, Any]:
 
 def _gpt_entries(embedding: str, positions: str, norms: Sequence[tuple[str, str]], config: TransformerConfig) -> list:
   layer = 'transformer.h.{}.'
-  qkv = [
-    Entry(f'{layer}attn.c_attn.{theirs}', tuple(f'{part}/{ours}' for part in QKV), Joined())
-    for theirs, ours in (('weight', 'kernel'), ('bias', 'bias'))
-  ]
   return [
     Entry(f'transformer.{embedding}.weight', EMBEDDING, Same()),
     Entry(f'transformer.{positions}.weight', POSITIONS, Same()),
-    *qkv,
-    *linear(f'{layer}attn.c_proj', 'attention/out', True, Same()),
-    *linear(f'{layer}mlp.c_fc', 'mlp/up', True, Same()),
-    *linear(f'{layer}mlp.c_proj', 'mlp/down', True, Same()),
+    *linear(f'{layer}attn.c_attn', *QKV, bias=True, form=Joined()),
+    *linear(f'{layer}attn.c_proj', 'attention/out', bias=True, form=Same()),
+    *linear(f'{layer}mlp.c_fc', 'mlp/up', bias=True, form=Same()),
+    *linear(f'{layer}mlp.c_proj', 'mlp/down', bias=True, form=Same()),
     *(entry for theirs, ours in norms for entry in layer_norm(theirs, ours)),
     *head(config),
   ]

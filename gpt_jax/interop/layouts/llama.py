@@ -63,7 +63,7 @@ def _llama_entries(config: TransformerConfig) -> list[Entry]:
   )  # fmt: skip
   return [
     Entry('model.embed_tokens.weight', EMBEDDING, Same()),
-    *(entry for theirs, ours in linears for entry in linear(layer + theirs, ours, bias)),
+    *(entry for theirs, ours in linears for entry in linear(layer + theirs, ours, bias=bias)),
     Entry(f'{layer}input_layernorm.weight', ('norm_attention/scale',), Same()),
     Entry(f'{layer}post_attention_layernorm.weight', ('norm_mlp/scale',), Same()),
     Entry('model.norm.weight', ('transformer/norm_final/scale',), Same()),

@@ -120,10 +120,10 @@ def rope_fields(config: TransformerConfig) -> dict[str, Any]:
   return written
 
 
-def linear(theirs: str, ours: str, bias: bool, form: Form = Transposed()) -> list[Entry]:
-  """A linear layer and its bias."""
-  entries = [Entry(f'{theirs}.weight', (f'{ours}/kernel',), form)]
-  return entries + ([Entry(f'{theirs}.bias', (f'{ours}/bias',), Same())] if bias else [])
+def linear(theirs: str, *ours: str, bias: bool, form: Form = Transposed()) -> list[Entry]:
+  """A linear layer of theirs, which may be several of ours, and its bias."""
+  kinds = {'weight': 'kernel', 'bias': 'bias'} if bias else {'weight': 'kernel'}
+  return [Entry(f'{theirs}.{a}', tuple(f'{part}/{b}' for part in ours), form) for a, b in kinds.items()]
 
 
 def layer_norm(theirs: str, ours: str) -> list[Entry]:
