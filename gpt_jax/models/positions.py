@@ -87,7 +87,17 @@ class Llama3Scaling:
     return frequencies * (kept + (1 - kept) / self.factor)
 
 
-Scaling = LinearScaling | NtkScaling | Llama3Scaling
+@dataclasses.dataclass(frozen=True)
+class PairScaling:
+  """Each pair is slowed by a divisor of its own: any other scaling, once it is computed (GGUF files)."""
+
+  divisors: tuple[float, ...]
+
+  def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+    return frequencies / np.array(self.divisors)
+
+
+Scaling = LinearScaling | NtkScaling | Llama3Scaling | PairScaling
 
 
 @struct.dataclass
