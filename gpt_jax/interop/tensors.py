@@ -11,7 +11,7 @@ from jax.tree_util import keystr
 import numpy as np
 
 from gpt_jax.interop.forms import Shape, Tensor, flattened
-from gpt_jax.interop.layouts.table import Layout
+from gpt_jax.interop.layouts.table import Entry, Layout
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import Params, UserError
@@ -61,26 +61,31 @@ def _assemble(
   name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, place: Place | None = None
 ) -> Params:
   shapes = parameter_shapes(model)
-  source = _Source(name, tensors, layout, model)
+  source = _Source(name, tensors, layout, model, shapes)
 
   def put(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
-    return jax.device_put(source.parameter(_name(path), shape.shape), sharding)
+    # Only once a copy is made is what it was made of let go.
+    return jax.block_until_ready(jax.device_put(source.parameter(_name(path), shape.shape), sharding))
 
-  params = jax.tree_util.tree_map_with_path(put, shapes, *([] if place is None else [place(shapes)]))
-  source.finish()
-  return params
+  return jax.tree_util.tree_map_with_path(put, shapes, *([] if place is None else [place(shapes)]))
 
 
 def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
   """Every tensor of a layout in float32, by its name there, made when it is asked for."""
   ours = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  for entry, layer in _places(layout, config):
+    parts = []
+    for path in entry.ours:
+      array = _of_layer(ours, path, layer, len(config.attention))
+      parts.append(np.asarray(array, np.float32).reshape(flattened(path, array.shape)))
+    yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
+
+
+def _places(layout: Layout, config: TransformerConfig) -> Iterator[tuple[Entry, int | None]]:
+  """Every tensor of a model, as an entry and the number of a layer, if it is of one."""
   for entry in layout.entries(config):
     for layer in range(config.num_layers) if '{}' in entry.theirs else (None,):
-      parts = []
-      for path in entry.ours:
-        array = _of_layer(ours, path, layer, len(config.attention))
-        parts.append(np.asarray(array, np.float32).reshape(flattened(path, array.shape)))
-      yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
+      yield entry, layer
 
 
 def _of_layer(ours: Mapping[str, Any], path: str, layer: int | None, period: int) -> Any:
@@ -95,16 +100,20 @@ def _of_layer(ours: Mapping[str, Any], path: str, layer: int | None, period: int
 class _Source:
   """The tensors of a file, as parameters of ours."""
 
-  def __init__(self, name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel):
+  def __init__(self, name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, shapes: Params):
     self.name = name
     self.tensors = {name: read for name, read in tensors.items() if not re.search(layout.ignored, name)}
+    # Before any is read and before there is room for any: all are there, and no others.
+    wanted = {self._found(entry.theirs.format(layer)) for entry, layer in _places(layout, model.config)}
     # A head that repeats the embeddings is no parameter.
-    self.left = set(self.tensors) - ({layout.head} if model.config.tie_embeddings else set())
+    left = set(self.tensors) - wanted - ({layout.head} if model.config.tie_embeddings else set())
+    if left:
+      raise UserError(f'{name} has {min(left)}, for which the model of its configuration has no place')
     self.period = len(model.config.attention)
     entries = layout.entries(model.config)
     self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
     self.shapes: dict[str, Shape] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
       found = BLOCK.search(_name(path))
       inner = found[3] if found else _name(path).removeprefix('params/')
       shape = leaf.shape[1:] if found and found[1] is None else leaf.shape
@@ -118,9 +127,11 @@ class _Source:
     period, block, inner = found[1], int(found[2]), found[3]
     if period is not None:
       return self._part(inner, int(period) * self.period + block).reshape(shape)
+    # The first layer before room is made for all: its shape may be refused.
+    first = self._part(inner, block).reshape(shape[1:])
     stack = np.empty(shape, np.float32)
     for number in range(shape[0]):
-      stack[number] = self._part(inner, number * self.period + block).reshape(shape[1:])
+      stack[number] = self._part(inner, number * self.period + block).reshape(shape[1:]) if number else first
     return stack
 
   def _part(self, inner: str, layer: int) -> Tensor:
@@ -128,9 +139,9 @@ class _Source:
       raise UserError(f'{self.name}: its layout has no place for our {inner}')
     entry, place = self.holds[inner]
     name = self._found(entry.theirs.format(layer))
-    self.left.discard(name)
     try:
-      return entry.form.read(self.tensors[name](), [self.shapes[path] for path in entry.ours])[place].astype(np.float32)
+      part = entry.form.read(self.tensors[name](), [self.shapes[path] for path in entry.ours])[place]
+      return part.astype(np.float32, copy=False)
     except ValueError as error:
       raise UserError(f'{self.name}: tensor {name}: {error}; its configuration is of another model') from None
 
@@ -140,11 +151,6 @@ class _Source:
       if known in self.tensors:
         return known
     raise UserError(f'{self.name} has no tensor {name}: a file is missing, or its configuration is of another model')
-
-  def finish(self) -> None:
-    """Every tensor was used."""
-    if self.left:
-      raise UserError(f'{self.name} has {min(self.left)}, for which the model of its configuration has no place')
 
 
 def _name(path: Any) -> str:
