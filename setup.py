@@ -5,7 +5,7 @@ import setuptools
 LAUNCHERS = ['ray>=2.40', 'submitit>=1.5']
 NOTEBOOKS = ['ipykernel>=6.29', 'papermill>=2.6']
 TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-tqdm']
-PARITY = ['torch>=2.5', 'transformers>=4.50']
+PARITY = ['accelerate>=1.0', 'torch>=2.5', 'transformers>=4.50']
 
 setuptools.setup(
   name='gpt_jax',
@@ -18,6 +18,7 @@ setuptools.setup(
     'absl-py>=2.1',
     'array_record>=0.8',
     'flax>=0.12',
+    'gguf>=0.17',
     'google-crc32c>=1.5',
     'grain>=0.2.18',
     'etils>=1.9',

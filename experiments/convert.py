@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command, language
-from gpt_jax.interop import huggingface
+from gpt_jax.interop import gguf, huggingface
 from gpt_jax.types import UserError
 
 SOURCE = flags.DEFINE_string('source', None, language.MODEL)
@@ -24,9 +24,8 @@ def main(_: Any) -> None:
     raise UserError(f'--target={target} is there already: choose another name')
   trained = language.load(source, stacked=False)
   files = along(trained)
-  if target.suffix != '.gguf':
-    config, params = trained.model.config, trained.params
-    huggingface.save(target, config, params, context=trained.context, files=files, dtype=DTYPE.value)
+  save = gguf.save if target.suffix == '.gguf' else huggingface.save
+  save(target, trained.model.config, trained.params, context=trained.context, files=files, dtype=DTYPE.value)
   print(f'{target}: written from {source} in {DTYPE.value}' + ('' if files else ', without its tokenizer'))
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from gpt_jax.interop import huggingface, openai
+from gpt_jax.interop import gguf, huggingface, openai
 from gpt_jax.interop.tensors import Pretrained
 from gpt_jax.types import UserError
 
@@ -23,6 +23,8 @@ def pretrained(name: str) -> Pretrained:
     return openai.read(path)
   if path.is_dir():
     return huggingface.read(path)
+  if path.suffix == '.gguf' and path.is_file():
+    return gguf.read(path)
   raise UserError(f'{name} is not a folder with config.json, a .gguf file or hf://OWNER/NAME')
 
 

@@ -130,8 +130,8 @@ def layer_norm(theirs: str, ours: str) -> list[Entry]:
   return [Entry(f'{theirs}.{a}', (f'{ours}/{b}',), Same()) for a, b in (('weight', 'scale'), ('bias', 'bias'))]
 
 
-def head(config: TransformerConfig) -> list[Entry]:
-  return [] if config.tie_embeddings else [Entry('lm_head.weight', ('unembed/embedding',), Same())]
+def head(config: TransformerConfig, theirs: str = 'lm_head.weight') -> list[Entry]:
+  return [] if config.tie_embeddings else [Entry(theirs, ('unembed/embedding',), Same())]
 
 
 QKV = ('attention/query', 'attention/key', 'attention/value')
