@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.data import assets
+from gpt_jax.data import assets, bpe
 from gpt_jax.interop import gguf
 from gpt_jax.interop import tensors as assembly
 from gpt_jax.interop.gguf_header import read_header
@@ -117,7 +117,7 @@ def test_other_scalings_become_a_divisor_for_each_pair(scaling, tmp_path):
 
 def test_header_is_what_the_library_reads(tmp_path, monkeypatch):
   vocabulary = {'tokenizer.ggml.tokens': ['a', 'ü'], 'tokenizer.ggml.scores': [0.5, -1.0], 'tokenizer.ggml.pre': 'x'}
-  monkeypatch.setattr(gguf, 'write_vocabulary', lambda _: vocabulary | {'tokenizer.ggml.add_bos_token': True})
+  monkeypatch.setattr(gguf, 'write_vocabulary', lambda _, size: vocabulary | {'tokenizer.ggml.add_bos_token': True})
   path = saved(tmp_path / 'model.gguf', dtype='float16')
   header, reader = read_header(path), GGUFReader(path)
   fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith('GGUF.')}
@@ -127,16 +127,18 @@ def test_header_is_what_the_library_reads(tmp_path, monkeypatch):
   assert {name: (t.kind, t.shape, t.start, t.size) for name, t in header.tensors.items()} == theirs
 
 
-def test_vocabulary_has_a_token_for_every_row(tmp_path, monkeypatch):
-  assert read_header(saved(tmp_path / 'model.gguf')).metadata['tokenizer.ggml.model'] == 'none'
-  vocabulary = {'tokenizer.ggml.tokens': ['a', 'b'], 'tokenizer.ggml.token_type': [1, 1], 'tokenizer.ggml.merges': []}
-  monkeypatch.setattr(gguf, 'write_vocabulary', lambda _: vocabulary)
-  metadata = read_header(saved(tmp_path / 'model.gguf')).metadata
-  assert metadata['tokenizer.ggml.tokens'][1:4] == ['b', '[PAD2]', '[PAD3]']
-  assert metadata['tokenizer.ggml.token_type'] == [1, 1] + [5] * 29
-  small = shrunk('llama2_70b', vocab_size=1)
-  with pytest.raises(UserError, match='tokenizer has 2 tokens, the model 1'):
-    saved(tmp_path / 'model.gguf', small)
+def test_vocabulary_has_a_token_for_every_row(tmp_path):
+  path, config = tmp_path / 'model.gguf', shrunk('llama2_70b', vocab_size=261)
+  assert read_header(saved(path, config)).metadata['tokenizer.ggml.model'] == 'none'
+  files = bpe.train(['ab'], 258).dump()
+  gguf.save(path, config, parameters(config), files=files)
+  metadata = read_header(path).metadata
+  assert metadata['tokenizer.ggml.tokens'][-3:] == ['[PAD258]', '[PAD259]', '[PAD260]']
+  assert metadata['tokenizer.ggml.token_type'] == [3] + [1] * 257 + [5] * 3
+  small = shrunk('llama2_70b')
+  with pytest.raises(UserError, match='has 258 tokens and the model 31') as raised:
+    gguf.save(tmp_path / 'other.gguf', small, parameters(small), files=files)
+  assert str(tmp_path / 'other.gguf') in str(raised.value)
 
 
 @pytest.mark.parametrize('family', ['gpt1', 'gpt3_125m', 'glm_large', 'falcon_7b', 'chatglm2_6b'])
