@@ -118,6 +118,7 @@ def _write(folder: pathlib.Path, tensors: Iterable[tuple[str, Tensor]], part_byt
 
   def put() -> None:
     save_file(held, partial(len(parts)), metadata={'format': 'pt'})
+    partial(len(parts)).chmod(0o644)  # the library makes it its writer's alone
     parts.append(list(held))
     held.clear()
 

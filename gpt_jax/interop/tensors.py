@@ -60,8 +60,8 @@ class Pretrained:
 def _assemble(
   name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, place: Place | None = None
 ) -> Params:
-  shapes = parameter_shapes(model)
-  source = _Source(name, tensors, layout, model, shapes)
+  source = _Source(name, tensors, layout, model)
+  shapes = source.parameters
 
   def put(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
     # Only once a copy is made is what it was made of let go.
@@ -100,10 +100,10 @@ def _of_layer(ours: Mapping[str, Any], path: str, layer: int | None, period: int
 class _Source:
   """The tensors of a file, as parameters of ours."""
 
-  def __init__(self, name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, shapes: Params):
+  def __init__(self, name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel):
     self.name = name
     self.tensors = {name: read for name, read in tensors.items() if not re.search(layout.ignored, name)}
-    # Before any is read and before there is room for any: all are there, and no others.
+    # All are there and no others: known before any is read, and before a model of absurd depth is thought through.
     wanted = {self._found(entry.theirs.format(layer)) for entry, layer in _places(layout, model.config)}
     # A head that repeats the embeddings is no parameter.
     left = set(self.tensors) - wanted - ({layout.head} if model.config.tie_embeddings else set())
@@ -113,7 +113,8 @@ class _Source:
     entries = layout.entries(model.config)
     self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
     self.shapes: dict[str, Shape] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    self.parameters = parameter_shapes(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.parameters):
       found = BLOCK.search(_name(path))
       inner = found[3] if found else _name(path).removeprefix('params/')
       shape = leaf.shape[1:] if found and found[1] is None else leaf.shape

@@ -249,6 +249,8 @@ BROKEN = {
     lambda f: changed(f, lambda t: t.update({'model.norm.weight': np.ones(2, np.float32)})),
     'tensor model.norm.weight: its shape is (2,), not (32,)',
   ),
+  'absurdly many layers': (lambda f: reconfigured(f, num_hidden_layers=10**9), 'has no tensor model.layers.2.'),
+  'absurdly wide': (lambda f: reconfigured(f, intermediate_size=10**12), 'tensor model.layers.0.mlp'),
   'fewer layers': (lambda f: reconfigured(f, num_hidden_layers=1), 'has model.layers.1'),
   'more layers': (lambda f: reconfigured(f, num_hidden_layers=3), 'has no tensor model.layers.2'),
   'untied': (lambda f: changed(f, lambda t: t.pop('lm_head.weight')), 'has no tensor lm_head.weight'),
@@ -265,8 +267,9 @@ def test_a_wrong_folder_is_one_line(name, tmp_path):
   folder = saved(tmp_path)
   break_it, message = BROKEN[name]
   break_it(folder)
-  with pytest.raises(UserError, match=re.escape(message)) as raised:
-    huggingface.read(folder).load()
+  for stacked in (True, False):
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+      huggingface.read(folder).load(stacked=stacked)
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
 
 
