@@ -1,6 +1,7 @@
 """What the README says to type works: every command and every block of Python, at the smallest size."""
 
 import contextlib
+import functools
 import io
 import pathlib
 import re
@@ -9,6 +10,7 @@ import subprocess
 
 import pytest
 
+from tests.experiments import speaker
 from tests.experiments.program import ROOT, TINY, call, spawn
 from tests.experiments.small_sweep import written
 
@@ -20,6 +22,7 @@ SMALL = [
   '--config.sample.max_new_tokens=5',
 ]
 TEXT = ['--config.data.source=file:LICENSE', '--config.data.held_out=0.05']
+MORE = {'pretrain': SMALL + TEXT, 'generate': ['--max_new_tokens=20'], 'chat': ['--max_new_tokens=20']}
 
 
 def blocks(language: str) -> list[str]:
@@ -35,8 +38,15 @@ def commands() -> list[tuple[str, str]]:
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('readme') / 'run'
-  assert spawn('pretrain', f'--config={TINY}', *TEXT, f'--workdir={workdir}', '--config.context=64').code == 0
+  flags = [f'--workdir={workdir}', '--config.context=64', '--config.model.num_kv_heads=4']  # GPT-2 can say it
+  assert spawn('pretrain', f'--config={TINY}', *TEXT, *flags).code == 0
   return workdir
+
+
+@pytest.fixture(scope='module')
+def other(tmp_path_factory) -> pathlib.Path:
+  """In place of models that are fetched."""
+  return speaker.save(tmp_path_factory.mktemp('readme') / 'speaker')
 
 
 def test_there_are_commands():
@@ -44,26 +54,27 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize(('command', 'shown'), commands())
-def test_command(command, shown, trained, tmp_path, capfd):
+def test_command(command, shown, trained, other, tmp_path, capfd):
   words = shlex.split(command)
   if words[0] == 'make':
     assert subprocess.run(['make', '-n', *words[1:]], cwd=ROOT, capture_output=True, check=False).returncode == 0
     return
   assert words[:2] == ['python', '-m']
   name = words[2].removeprefix('experiments.')
-  words = [str(trained) if word.startswith('runs/') else word for word in words]
-  if name == 'pretrain':
-    words = [re.sub(r'^--workdir=runs', f'--workdir={tmp_path}', word) for word in words]
-    ended = call(capfd, name, *words[3:], *SMALL, *TEXT)
-  elif name in ('sweep', 'compare'):
-    sweep = written(tmp_path, **{'seeds(2)': 'seeds(1)', "'num_steps': 30": "'num_steps': 2"})
-    words = [re.sub(r'^--sweep=configs.*', f'--sweep={sweep}', word) for word in words]
-    words = [re.sub(r'^--(workdir|again|out)=runs', rf'--\1={tmp_path}', word) for word in words]
-    ended = spawn(name, *words[3:], *([f'--results={tmp_path}'] if name == 'sweep' else [f'--out={tmp_path}']))
-  else:
-    words = [re.sub(r'^--model=runs/\w+', f'--model={trained}', word) for word in words]
-    words = [re.sub(r'^--prompt=.*', '--prompt=License', word) for word in words]
-    ended = spawn(name, *(re.sub(r'^--max_new_tokens=.*', '--max_new_tokens=20', word) for word in words[3:]))
+  sweep = written(tmp_path, **{'seeds(2)': 'seeds(1)', "'num_steps': 30": "'num_steps': 2"})
+  (tmp_path / 'prompts.jsonl').write_text('{"prompt": "License"}\n')
+  here = {
+    r'^(--(?:workdir|again|out|target)=)runs': rf'\g<1>{tmp_path}',
+    r'^(--(?:model|source)=|)runs/\w+$': rf'\g<1>{trained}',
+    r'=(asset:smollm2|hf://\S+)$': f'={other}',
+    r'^(--(?:prompts|out)=)(\w+\.jsonl)$': rf'\g<1>{tmp_path}/\g<2>',
+    r'^--sweep=configs.*': f'--sweep={sweep}',
+    r'^--source=file:.*': '--source=file:LICENSE',
+    r'^--prompt=.*': '--prompt=License',
+  }
+  words = [functools.reduce(lambda text, swap: re.sub(*swap, text), here.items(), word) for word in words[3:]]
+  run = spawn if name in ('sweep', 'compare') else functools.partial(call, capfd)
+  ended = run(name, *words, *MORE.get(name, []), *([f'--results={tmp_path}'] if name == 'sweep' else []))
   if shown.startswith('error: '):
     assert ended.code == 2 and ended.err.strip() == shown.strip()
   else:

@@ -1,5 +1,6 @@
 """A model of other hands, from its folder: it writes, answers, is evaluated and written again."""
 
+import functools
 import json
 import math
 import pathlib
@@ -9,30 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.data import bpe, tokenizers
+from gpt_jax.data import tokenizers
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.interop import huggingface
-from tests.data.test_conventions import CHATML
+from gpt_jax.interop.pretrained import pretrained
+from tests.experiments import speaker
 from tests.experiments.program import call
-from tests.models.small import parameters, shrunk
-
-TEXT = 'the quick brown fox jumps over the lazy dog; ' * 12
-CONTEXT = 256
+from tests.experiments.speaker import CONTEXT, TEXT
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
-  """A LLaMA with parameters far enough from their start to prefer some tokens, which begins every text with a token."""
-  inner = bpe.train([TEXT], 300).inner
-  inner.add_special_tokens(['<s>', '<|im_start|>', '<|im_end|>'])
-  settings = {'bos_token': '<s>', 'eos_token': '<|im_end|>', 'add_bos_token': True, 'chat_template': CHATML}
-  files = {'tokenizer.json': inner.to_str().encode(), 'tokenizer_config.json': json.dumps(settings).encode()}
-  config = shrunk('smollm2_135m', vocab_size=inner.get_vocab_size())
-  noisy = jax.tree.map(lambda x: 2 * x, dict(parameters(config)))
-  path = tmp_path_factory.mktemp('speaker') / 'model'
-  huggingface.save(path, config, noisy, context=CONTEXT, files=files)
-  return path
+  return speaker.save(tmp_path_factory.mktemp('speaker') / 'model')
 
 
 @pytest.fixture(scope='module')
@@ -172,6 +162,20 @@ def test_written_to_a_folder_it_is_the_same_model(folder, model, tokenizer, tmp_
   }
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_written_to_a_file_of_llama_cpp_and_back_it_answers_alike(folder, model, tokenizer, dtype, tmp_path, capfd):
+  """Matrices in half precision are what changes; the file is a model by name as the folder is."""
+  ended = call(capfd, 'convert', f'--source={folder}', f'--target={tmp_path}/copy.gguf', f'--dtype={dtype}')
+  assert ended.code == 0, ended.err
+  again, params = pretrained(f'{tmp_path}/copy.gguf').load(stacked=False)
+  assert again.config == model[0].config
+  close = {'float32': 0, 'float16': 2e-3}[dtype]
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=close, atol=close), params, model[1])
+  flags = ['--chat', '--prompt=who?', *GREEDY]
+  answers = [call(capfd, 'generate', f'--model={name}', *flags).out for name in (folder, f'{tmp_path}/copy.gguf')]
+  assert answers[0] == answers[1] != ''
+
+
 WRONG = {
   'no prompt': (('generate',), 'give --prompt=TEXT, or --prompts=FILE.jsonl'),
   'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
@@ -212,13 +216,10 @@ def test_a_model_that_was_not_taught_to_converse(folder, tmp_path, capfd):
   [
     ('/nowhere', '/nowhere is not a folder with config.json'),
     ('asset:smolm2', "did you mean 'smollm2'"),
-    ('asset:gpt2_bpe', None),
     ('hf://owner', "'hf://owner' is not of the form"),
   ],
 )
 def test_names_of_no_model(name, message, capfd):
-  if message is None:
-    pytest.skip('needs the network')
   ended = call(capfd, 'generate', f'--model={name}', '--prompt=x')
   assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
 
