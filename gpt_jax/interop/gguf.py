@@ -30,7 +30,7 @@ READABLE = (
 WRITABLE = {'float32': (Kind.F32, np.float32), 'float16': (Kind.F16, np.float16)}
 
 # The bytes of a tensor that are turned to float32 at once.
-PIECE = 2**18
+PIECE = 2**16
 
 TOKENS = 'tokenizer.ggml.tokens'
 
@@ -152,7 +152,7 @@ def _tensor(path: pathlib.Path, file: BinaryIO, stored: Stored) -> Tensor:
     if len(data) < len(piece) * stored.row:
       raise UserError(f'{path} has become shorter while it was read')
     with np.errstate(all='ignore'):  # a wrong bit can make a scale infinite: then so are the numbers
-      piece[:] = gguf.quants.dequantize(data.reshape(len(piece), stored.row), stored.kind)
+      piece[:] = gguf.quants.dequantize(data, stored.kind).reshape(piece.shape)
   return tensor
 
 

@@ -21,9 +21,8 @@ SCALARS = {
   GGUFValueType.FLOAT32: '<f4', GGUFValueType.FLOAT64: '<f8', GGUFValueType.BOOL: '?',
 }  # fmt: skip
 
-# Far beyond any vocabulary, but a list of them can still be held.
-MOST_ITEMS = 2**22
-MOST_NAME = 256
+# Far beyond any vocabulary or text, but what can still be held: the bytes of tensors are no text by mistake.
+MOST_ITEMS, MOST_TEXT, MOST_NAME = 2**22, 2**25, 256
 LEAST_VALUE, LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 """Bytes of the shortest entry of metadata and of the table of tensors."""
 
@@ -90,7 +89,10 @@ class _Source:
     return int.from_bytes(self.take(width), 'little')
 
   def text(self) -> str:
-    return self.take(self.whole(8)).decode()
+    length = self.whole(8)
+    if length > MOST_TEXT:
+      raise ValueError(f'byte {self.at:,}: a text of {length:,} bytes')
+    return self.take(length).decode()
 
   def name(self) -> str:
     """A name, which may stand in a message."""
