@@ -75,7 +75,7 @@ def of_transformers(path: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize('name', [name for name in MODELS if 'scaling' not in name])
 def test_transformers_gives_the_same_logits(name, tmp_path, monkeypatch):
   # It counts the tokens of a file, and looks at no llama.vocab_size.
-  monkeypatch.setattr(gguf, 'write_vocabulary', lambda _: {'tokenizer.ggml.tokens': [f't{i}' for i in range(31)]})
+  monkeypatch.setattr(gguf, 'write_vocabulary', lambda _, size: {'tokenizer.ggml.tokens': [f't{i}' for i in range(31)]})
   ours = logits(MODELS[name])
   np.testing.assert_allclose(of_transformers(saved(MODELS[name], tmp_path), TOKENS), ours, atol=1e-4)
   assert np.abs(ours).max() > 0.1
