@@ -47,7 +47,7 @@ setuptools.setup(
     'notebooks': NOTEBOOKS,
     'test': [*LAUNCHERS, *NOTEBOOKS, *TEST],
     'parity': PARITY,
-    'bench': ['torch>=2.5'],
+    'bench': PARITY,
     'cuda': ['jax[cuda13]>=0.10'],
     'tpu': ['jax[tpu]>=0.10'],
   },

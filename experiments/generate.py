@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags
 from tqdm import tqdm
@@ -56,12 +56,13 @@ def write(prompt: str) -> None:
 def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
   """A line for each prompt of a file, in order: the same whatever the batch size, but for rounding."""
   lines = list(read_lines(prompts))
+  partial = out.with_name(out.name + '.partial')
+  writable(partial).close()
   trained = options.load(stacked=False)
   model, params = unstacked(trained.model, trained.params)
   rows = [ids_of(trained, line) for line in lines]
   ends = trained.tokenizer.conventions.ends
-  partial = out.with_name(out.name + '.partial')
-  with partial.open('w') as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
+  with writable(partial) as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
     for first in range(0, len(rows), BATCH_SIZE.value):
       batch = rows[first : first + BATCH_SIZE.value]
       completions = generate(
@@ -74,6 +75,14 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
         file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
       bar.update(len(batch))
   partial.replace(out)
+
+
+def writable(path: pathlib.Path) -> TextIO:
+  """A new file."""
+  try:
+    return path.open('w')
+  except OSError as error:
+    raise UserError(f'--out={path.parent} can not be written to: {error.strerror}') from None
 
 
 def read_lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,8 @@ DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], "of computatio
 
 
 def load(**changed: Any) -> language.Trained:
-  """The model that the flags name."""
+  """The model that the flags name; flags out of range are refused before anything is fetched or read."""
+  sampling()
   dtype = {} if DTYPE.value is None else {'dtype': DTYPE.value}
   return language.load(command.required(MODEL), **dtype, **changed)
 
@@ -25,11 +26,16 @@ STOP = flags.DEFINE_multi_string('stop', [], 'end after this string; may be give
 SEED = flags.DEFINE_integer('seed', 0, 'of the draws')
 
 
+def sampling() -> Sampling:
+  """How tokens are drawn."""
+  return Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+
+
 def writing(trained: language.Trained) -> dict[str, Any]:
   """The arguments of decoding that the flags and the vocabulary give."""
   return {
     'max_new_tokens': MAX_NEW_TOKENS.value,
-    'sampling': Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value),
+    'sampling': sampling(),
     'stop_ids': trained.tokenizer.conventions.ends,
     'stop': STOP.value,
     'decode': trained.decode,

@@ -1,5 +1,6 @@
 """Models of other libraries by name: a folder, a file, or the Hugging Face hub."""
 
+import contextlib
 import pathlib
 import re
 
@@ -44,6 +45,8 @@ def _fetched(name: str) -> pathlib.Path:
     if any(name.endswith('.safetensors') for name in files):
       return pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
   except Exception as error:  # no network, no such model, no right to it: the library says which
+    with contextlib.suppress(Exception):
+      return pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
     said = ' '.join((str(error).splitlines() or [type(error).__name__])[0].split())
     raise UserError(f'{name} could not be fetched ({said})') from None
   whole = [name for name in files if name.endswith('.gguf')]

@@ -180,6 +180,8 @@ WRONG = {
   'no prompt': (('generate',), 'give --prompt=TEXT, or --prompts=FILE.jsonl'),
   'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
   'no out': (('generate', '--prompts=LICENSE'), '--out is missing'),
+  'nowhere to write': (('generate', '--prompts=PACKAGES', '--out=/nowhere/x'), '--out=/nowhere can not be written to'),
+  'temperature': (('chat', '--temperature=-1'), 'temperature = -1.0 must be 0 (greedy) or a positive number'),
   'no JSON': (('generate', '--prompts=LICENSE', '--out=x'), 'LICENSE, line 2: not JSON'),
   'no prompt in a line': (('generate', '--prompts=PACKAGES', '--out=x'), 'expected an object with a string "prompt"'),
   'context': (('evaluate', '--source=file:LICENSE', '--context=256'), '--context=256 exceeds the 255 tokens'),
@@ -192,7 +194,7 @@ WRONG = {
 @pytest.mark.parametrize('name', WRONG)
 def test_bad_input_is_one_line(name, folder, tmp_path, capfd):
   (experiment, *flags), message = WRONG[name]
-  (tmp_path / 'lines.jsonl').write_text('{"text": "x"}\n')
+  (tmp_path / 'lines.jsonl').write_text('{"prompt": "x"}\n' if 'nowhere' in name else '{"text": "x"}\n')
   flags = [flag.replace('PACKAGES', f'{tmp_path}/lines.jsonl') for flag in flags]
   ended = call(capfd, experiment, f'--model={folder}', *flags)
   assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1

@@ -62,11 +62,18 @@ def test_one_file_of_a_repository(monkeypatch, tmp_path):
   assert asked == [('owner/name', 'folder/x.gguf', 'main')]
 
 
-def test_no_network_is_one_line(monkeypatch):
+def test_without_a_network_what_was_fetched_is_used_and_else_it_is_one_line(monkeypatch, tmp_path):
   def fail(*_, **__):
     raise OSError('the line is dead\nand more')
 
+  def kept(repository, *, revision, local_files_only):
+    assert (repository, local_files_only) == ('owner/name', True)
+    return str(saved(tmp_path / 'snapshot'))
+
   monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', fail)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', kept)
+  assert pretrained('hf://owner/name').layout.architecture == 'LlamaForCausalLM'
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   with pytest.raises(UserError, match=r'^hf://owner/name could not be fetched \(the line is dead\)$'):
     pretrained('hf://owner/name')
 
