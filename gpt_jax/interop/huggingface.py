@@ -6,7 +6,6 @@ import functools
 import json
 import pathlib
 from types import MappingProxyType
-from typing import Any
 
 import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
@@ -153,26 +152,27 @@ def _tensors(folder: pathlib.Path) -> Iterator[dict[str, Read]]:
       raise UserError(f'{index}: no weight_map of tensors and files ({error}); fetch it again') from None
   else:
     files = {'model.safetensors'}
-  with contextlib.ExitStack() as stack:
-    readers: dict[str, Read] = {}
-    for name in sorted(files):
-      path = folder / name
-      if pathlib.Path(name).name != name:
-        raise UserError(f'{index}: {name!r} is not the name of a file in its folder')
-      if not path.exists():
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in ('.bin', '.pt', '.pth'))
-        remedy = f'{pickles[0]} is a pickle, which can run code: convert it to safetensors' if pickles else 'fetch it'
-        raise UserError(f'{folder} has no {name}; {remedy}')
-      try:
-        file = stack.enter_context(safe_open(path, framework='numpy'))
-        readers |= {name: functools.partial(_read, path, file, name) for name in file.keys()}  # noqa: SIM118
-      except (SafetensorError, OSError) as error:
-        raise UserError(f'{path}: broken safetensors ({error}); fetch it again') from None
-    yield readers
+  readers: dict[str, Read] = {}
+  for name in sorted(files):
+    path = folder / name
+    if pathlib.Path(name).name != name:
+      raise UserError(f'{index}: {name!r} is not the name of a file in its folder')
+    if not path.exists():
+      pickles = sorted(file.name for file in folder.iterdir() if file.suffix in ('.bin', '.pt', '.pth'))
+      remedy = f'{pickles[0]} is a pickle, which can run code: convert it to safetensors' if pickles else 'fetch it'
+      raise UserError(f'{folder} has no {name}; {remedy}')
+    try:
+      with safe_open(path, framework='numpy') as file:
+        readers |= {name: functools.partial(_read, path, name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+      raise UserError(f'{path}: broken safetensors ({error}); fetch it again') from None
+  yield readers
 
 
-def _read(path: pathlib.Path, file: Any, name: str) -> Tensor:
+def _read(path: pathlib.Path, name: str) -> Tensor:
+  """A tensor of a file, opened for it alone: pages of a file stay in memory while it is open."""
   try:
-    return file.get_tensor(name)
+    with safe_open(path, framework='numpy') as file:
+      return file.get_tensor(name)
   except (SafetensorError, TypeError, ValueError) as error:
     raise UserError(f'{path}: tensor {name} can not be read ({error}); fetch it again') from None

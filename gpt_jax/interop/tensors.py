@@ -61,13 +61,15 @@ def _assemble(
   name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, place: Place | None = None
 ) -> Params:
   source = _Source(name, tensors, layout, model)
-  shapes = source.parameters
-
-  def put(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
-    # Only once a copy is made is what it was made of let go.
-    return jax.block_until_ready(jax.device_put(source.parameter(_name(path), shape.shape), sharding))
-
-  return jax.tree_util.tree_map_with_path(put, shapes, *([] if place is None else [place(shapes)]))
+  paths, tree = jax.tree_util.tree_flatten_with_path(source.parameters)
+  shardings = [None] * len(paths) if place is None else jax.tree.leaves(place(source.parameters))
+  arrays: list[Any] = [None] * len(paths)
+  # The largest first, while there is room: each is held twice until its copy is made.
+  for number in sorted(range(len(paths)), key=lambda number: -paths[number][1].size):
+    path, shape = paths[number]
+    part = source.parameter(_name(path), shape.shape)
+    arrays[number] = jax.block_until_ready(jax.device_put(part, shardings[number]))
+  return jax.tree.unflatten(tree, arrays)
 
 
 def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
