@@ -110,7 +110,7 @@ def curves(runs: Curves) -> Figure:
 def _legend(figure: Figure, axes: Axes) -> None:
   """Beside the axes, where it hides nothing."""
   handles, labels = axes.get_legend_handles_labels()
-  if len(labels) > 1 or labels != ['mean of the seeds']:
+  if labels and labels != ['mean of the seeds']:
     columns = min(max(LEGEND // (max(map(len, labels)) + 8), 1), len(labels), 3)
     figure.set_figheight(figure.get_figheight() + 0.17 * (-(-len(labels) // columns)))
     figure.legend(handles, labels, loc='outside lower center', ncols=columns, fontsize=8)

@@ -28,7 +28,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
   'layers': ({'llama.block_count': 10**9}, {}, 'block_count = 1000000000 is not a whole number from 1 to 4,096'),
   'more layers': ({'llama.block_count': 4000}, {}, 'has no tensor blk.2.'),
   'fewer layers': ({'llama.block_count': 1}, {}, 'has blk.1.'),
-  'width': ({'llama.embedding_length': 2**20}, {}, 'its shape is (16, 32), not (16, 1048576)'),
+  'width': ({'llama.embedding_length': 2**20}, {}, 'its shape is (32, 48), not (1048576, 48)'),
   'hidden': ({'llama.feed_forward_length': 47}, {}, 'its shape is (32, 48), not (32, 47)'),
   'vocabulary': ({'llama.vocab_size': 2.5}, {}, 'vocab_size = 2.5 is not a whole number'),
   'no vocabulary': ({'llama.vocab_size': None}, {}, 'has no llama.vocab_size'),
