@@ -35,12 +35,6 @@ class Conversation:
     self.context = positions.length if context is None and positions is not None else context
     self._cache: Cache | None = None
     self._read: list[int] = []
-    self._room = 0
-
-  @property
-  def num_read(self) -> int:
-    """Tokens in the cache."""
-    return len(self._read)
 
   def stream(
     self,
@@ -99,16 +93,10 @@ class Conversation:
     return sum(1 for _ in same)
 
   def _with_room(self, needed: int) -> Cache:
-    if self._cache is None:
-      self._room = _doubled(LEAST_ROOM, needed)
-      return empty(self.model, 1, self._room)
-    if needed > self._room:
-      self._room = _doubled(self._room, needed)
-      return grown(self._cache, self._room)
-    return self._cache
-
-
-def _doubled(room: int, needed: int) -> int:
-  while room < needed:
-    room *= 2
-  return room
+    held = 0 if self._cache is None else self._cache.layout.segment.shape[1]
+    if self._cache is not None and needed <= held:
+      return self._cache
+    room = max(held, LEAST_ROOM)
+    while room < needed:
+      room *= 2
+    return empty(self.model, 1, room) if self._cache is None else grown(self.model, self._cache, room)

@@ -99,12 +99,11 @@ def empty(model: LanguageModel, rows: int, length: int) -> Cache:
   return empty_cache(model.config, rows, length)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def grown(cache: Cache, length: int) -> Cache:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def grown(model: LanguageModel, cache: Cache, length: int) -> Cache:
   """The same cache with room for `length` tokens."""
-  pad = lambda x, axis: jnp.pad(x, [(0, length - x.shape[i] if i == axis % x.ndim else 0) for i in range(x.ndim)])
-  layers, layout = jax.tree.map(lambda x: pad(x, -3), cache.layers), jax.tree.map(lambda x: pad(x, 1), cache.layout)
-  return Cache(layers, layout, cache.length)
+  larger = empty_cache(model.config, len(cache.layout.segment), length)
+  return jax.tree.map(lambda new, old: jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim), larger, cache)
 
 
 def row_keys(seed: int, rows: Int[np.ndarray, 'B']) -> Key[Array, 'B']:
