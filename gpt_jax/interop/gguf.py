@@ -17,7 +17,7 @@ from gpt_jax.interop.forms import Tensor
 from gpt_jax.interop.gguf_header import Header, Stored, read_header
 from gpt_jax.interop.layouts.ggml import DIVISORS, LAYOUTS, MOST, OUTPUT, by_pair
 from gpt_jax.interop.layouts.table import Layout
-from gpt_jax.interop.tensors import Pretrained, Read, disassemble
+from gpt_jax.interop.tensors import Pretrained, Read, disassemble, narrowed
 from gpt_jax.interop.vocabularies import read_vocabulary, write_vocabulary
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.names import choose
@@ -27,7 +27,7 @@ READABLE = (
   Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
 )  # fmt: skip
 
-WRITABLE = {'float32': (Kind.F32, np.float32), 'float16': (Kind.F16, np.float16)}
+WRITABLE = {'float32': Kind.F32, 'float16': Kind.F16}
 
 # The bytes of a tensor that are turned to float32 at once.
 PIECE = 2**16
@@ -95,7 +95,7 @@ def save(
     raise UserError(f'{path}: GGUF files of {" or ".join(LAYOUTS)} can not say this model: a part has no place there')
   if context is not None and not 1 <= context <= MOST['context_length']:
     raise UserError(f'{path}: context = {context} is not a number of tokens')
-  kind, number = choose('dtype', dtype, WRITABLE)
+  kind = choose('dtype', dtype, WRITABLE)
   metadata = {layout.context: context or 2048, **layout.write(by_pair(config)), **_vocabulary(path, config, files)}
   metadata['general.file_type'] = int(gguf.LlamaFileType[f'{"ALL" if kind is Kind.F32 else "MOSTLY"}_{kind.name}'])
 
@@ -103,7 +103,7 @@ def save(
     if DIVISORS in metadata:
       yield DIVISORS, np.array(metadata[DIVISORS], np.float32)
     for name, tensor in disassemble(layout, config, params):
-      yield name, _narrowed(path, name, tensor, number) if tensor.ndim > 1 else tensor
+      yield name, narrowed(f'{path}: {name}', tensor, dtype) if tensor.ndim > 1 else tensor
 
   partial = path.with_name(f'.{path.name}.partial')
   try:
@@ -194,14 +194,6 @@ def _vocabulary(path: pathlib.Path, config: TransformerConfig, files: Mapping[st
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
   return {key: value for key, value in metadata.items() if value not in ('', [])}
-
-
-def _narrowed(path: pathlib.Path, name: str, tensor: np.ndarray, dtype: type) -> np.ndarray:
-  with np.errstate(over='ignore'):
-    narrowed: np.ndarray = tensor.astype(dtype)
-  if np.isinf(narrowed).any() and not np.isinf(tensor).any():
-    raise UserError(f'{path}: {name} has numbers too large for {np.dtype(dtype)}; use float32')
-  return narrowed
 
 
 def _value_type(value: Any) -> GGUFValueType:

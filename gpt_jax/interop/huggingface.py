@@ -7,14 +7,13 @@ import json
 import pathlib
 from types import MappingProxyType
 
-import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gpt_jax.interop.forms import Tensor
 from gpt_jax.interop.layouts import falcon, glm, gpt, llama
 from gpt_jax.interop.layouts.table import Layout
-from gpt_jax.interop.tensors import Pretrained, Read, disassemble
+from gpt_jax.interop.tensors import Pretrained, Read, disassemble, narrowed
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.names import choose
 from gpt_jax.types import Params, UserError
@@ -54,6 +53,8 @@ def read(folder: Folder) -> Pretrained:
     layout = choose(f'{path}: model_type', str(config.get('model_type')), LAYOUTS)
     model = layout.read(config)
     context = config.get(layout.context)
+    if context is not None and (type(context) is not int or context < 1):
+      raise ValueError(f'{layout.context} = {context!r}')
     files = {name: (folder / name).read_bytes() for name in ALONG if (folder / name).is_file()}
   except FileNotFoundError:
     raise UserError(f'{folder} has no config.json: it is not the folder of a model') from None
@@ -90,7 +91,7 @@ def save(
     part_bytes: a larger model is written in parts of at most so many bytes (of one tensor at least) and an index.
 
   Raises:
-    UserError: no layout of transformers can say the config.
+    UserError: no layout of transformers can say the config, or the dtype its numbers; or it can't be written.
   """
   known = LAYOUTS if model_type is None else {model_type: choose('model_type', model_type, LAYOUTS)}
   name = next((name for name, layout in known.items() if layout.says(config)), None)
@@ -100,12 +101,17 @@ def save(
   fields = {'architectures': [layout.architecture], 'model_type': name, **layout.write(config), 'dtype': dtype}
   if context is not None:
     fields[layout.context] = context
-  folder.mkdir(parents=True, exist_ok=True)
-  tensors = ((name, tensor.astype(jnp.dtype(dtype))) for name, tensor in disassemble(layout, config, params))
-  _write(folder, tensors, part_bytes)
-  (folder / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
-  for file, content in files.items():
-    (folder / file).write_bytes(content)
+  tensors = (
+    (name, narrowed(f'{folder}: {name}', tensor, dtype)) for name, tensor in disassemble(layout, config, params)
+  )
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, tensors, part_bytes)
+    (folder / 'config.json').write_text(json.dumps(fields, indent=2) + '\n')
+    for file, content in files.items():
+      (folder / file).write_bytes(content)
+  except (OSError, SafetensorError) as error:
+    raise UserError(f'{folder} can not be written ({error})') from None
 
 
 def _write(folder: pathlib.Path, tensors: Iterable[tuple[str, Tensor]], part_bytes: int) -> None:

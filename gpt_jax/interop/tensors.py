@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import keystr
 import numpy as np
 
@@ -81,6 +82,19 @@ def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> It
       array = _of_layer(ours, path, layer, len(config.attention))
       parts.append(np.asarray(array, np.float32).reshape(flattened(path, array.shape)))
     yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
+
+
+def narrowed(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+  """A tensor in the dtype that a file is written in; `name` is for messages.
+
+  Raises:
+    UserError: its numbers are too large for it.
+  """
+  with np.errstate(over='ignore'):
+    narrow: np.ndarray = tensor.astype(jnp.dtype(dtype))
+  if not np.isfinite(narrow).all() and np.isfinite(tensor).all():
+    raise UserError(f'{name} has numbers too large for {dtype}; use float32')
+  return narrow
 
 
 def _places(layout: Layout, config: TransformerConfig) -> Iterator[tuple[Entry, int | None]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gpt_jax.data import tokenizers
 from gpt_jax.interop import huggingface
 from gpt_jax.interop.forms import Interleaved, Transposed
 from gpt_jax.models.families import FAMILIES
@@ -173,6 +174,20 @@ def test_written_in_half_precision(dtype, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, rounded)
 
 
+def test_what_can_not_be_written_is_one_line(tmp_path):
+  config = small('llama2_70b')
+  large = jax.tree.map(lambda x: 1e6 * x, dict(parameters(config)))
+  with pytest.raises(UserError, match='has numbers too large for float16; use float32'):
+    huggingface.save(tmp_path / 'model', config, large, dtype='float16')
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='file/model can not be written'):
+    huggingface.save(tmp_path / 'file' / 'model', config, parameters(config))
+
+
+def test_all_that_a_tokenizer_is_read_from_comes_along():
+  assert set(huggingface.ALONG) == set(tokenizers.FILES)
+
+
 def test_names_without_their_first_part_and_old_buffers(tmp_path):
   """As the released GPT-2 has them."""
   folder = saved(tmp_path, 'gpt2_small')
@@ -230,6 +245,7 @@ BROKEN = {
   'no config': (lambda f: (f / 'config.json').unlink(), 'has no config.json'),
   'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'not the config of a model'),
   'a list': (lambda f: (f / 'config.json').write_text('[]'), 'not the config of a model'),
+  'context': (lambda f: reconfigured(f, max_position_embeddings='long'), "max_position_embeddings = 'long'"),
   'no field': (lambda f: reconfigured(f, hidden_size='absent'), "has no 'hidden_size'"),
   'unknown type': (lambda f: reconfigured(f, model_type='lama'), "did you mean 'llama'?"),
   'activation': (lambda f: reconfigured(f, hidden_act='relu6'), "hidden_act = 'relu6' is not supported"),

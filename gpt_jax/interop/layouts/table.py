@@ -12,6 +12,8 @@ from gpt_jax.types import UserError
 
 Json = Mapping[str, Any]
 
+HEAD = 'lm_head.weight'
+
 # What a config has beyond the model it describes: how it is made, trained and run.
 _LOOSE = ('init', 'embedding_dropout', 'attention_dropout', 'residual_dropout', 'dtype', 'remat', 'stacked')
 
@@ -40,7 +42,7 @@ class Layout:
   """Tensors that are no parameters, as a regex: masks and tables of angles that old files hold."""
   context: str = 'max_position_embeddings'
   """The field of the configuration that has the length, in tokens, that the model was made for."""
-  head: str = 'lm_head.weight'
+  head: str = HEAD
   """The tensor of the unembedding, which may stand there again where it is the embedding."""
 
   def says(self, config: TransformerConfig) -> bool:
@@ -130,7 +132,7 @@ def layer_norm(theirs: str, ours: str) -> list[Entry]:
   return [Entry(f'{theirs}.{a}', (f'{ours}/{b}',), Same()) for a, b in (('weight', 'scale'), ('bias', 'bias'))]
 
 
-def head(config: TransformerConfig, theirs: str = 'lm_head.weight') -> list[Entry]:
+def head(config: TransformerConfig, theirs: str = HEAD) -> list[Entry]:
   return [] if config.tie_embeddings else [Entry(theirs, ('unembed/embedding',), Same())]
 
 
