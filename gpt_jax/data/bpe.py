@@ -108,13 +108,11 @@ class Subwords:
     ]
 
   def encode_special(self, text: str) -> Ids:
-    return np.array(self._special.encode(text, add_special_tokens=False).ids, np.int32)
-
-  @functools.cached_property
-  def _special(self) -> tokenizers.Tokenizer:
-    other = tokenizers.Tokenizer.from_str(self.inner.to_str())
-    other.encode_special_tokens = False
-    return other
+    self.inner.encode_special_tokens = False
+    try:
+      return np.array(self.inner.encode(text, add_special_tokens=False).ids, np.int32)
+    finally:
+      self.inner.encode_special_tokens = True
 
   def _pieces(self, text: str | bytes) -> Iterator[str | list[int]]:
     """Valid text to encode, and token numbers of bytes that are not UTF-8."""

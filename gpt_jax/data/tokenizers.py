@@ -143,9 +143,10 @@ def read(files: Files, name: str) -> Tokenizer:
       state = json.loads(content)
     except ValueError as error:
       raise UserError(f'{path}: not JSON ({error})') from error
-    if state.get('kind') == 'bytes':
+    kind = state.get('kind') if isinstance(state, dict) else None
+    if kind == 'bytes':
       return Bytes()
-    if state.get('kind') == 'chars':
+    if kind == 'chars':
       return Characters(state['characters'])
     return bpe.from_json(content, path, files)
   if 'tokenizer.model' in files:

@@ -212,6 +212,8 @@ def test_bad_ones_say_so(tmp_path):
     with pytest.raises(UserError, match=message) as caught:
       tokenizers.tokenizer(spec)
     assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match=r'here/tokenizer.json: not a tokenizer.json'):
+    tokenizers.read({'tokenizer.json': b'[]'}, 'here')
   with pytest.raises(UserError, match=r'has no tokenizer.json'):
     tokenizers.load(tmp_path / 'empty')
 
