@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, language, options
+from experiments import command, decoding_flags, language
 from gpt_jax.data import tokenizers
 from gpt_jax.data.conventions import Message
 from gpt_jax.decoding.conversation import Conversation
@@ -21,11 +21,10 @@ HELP = '/reset begins anew, /save FILE writes what was said as JSON, /exit or Ct
 
 
 def main(_: Any) -> None:
-  flags.set_default(options.MAX_NEW_TOKENS, 512)
-  trained = options.load(stacked=False)
-  if trained.tokenizer.conventions.chat is None:
-    raise UserError(f'{options.MODEL.value} has no chat template, was not taught to converse: use experiments.generate')
-  talk = Talk(trained, SYSTEM.value)
+  flags.set_default(decoding_flags.MAX_NEW_TOKENS, 512)
+  trained, how = decoding_flags.load()
+  language.chat_template(trained)
+  talk = Talk(trained, how, SYSTEM.value)
   notice(HELP)
   while (line := asked()) is not None:
     name, _, argument = line.strip().partition(' ')
@@ -61,8 +60,8 @@ def notice(text: str) -> None:
 class Talk:
   """A conversation with a model, its answers shown as they come."""
 
-  def __init__(self, trained: language.Trained, system: str | None):
-    self.trained = trained
+  def __init__(self, trained: language.Trained, how: dict[str, Any], system: str | None):
+    self.trained, self.how = trained, how
     self.told: list[Message] = [] if system is None else [{'role': 'system', 'content': system}]
     self.conversation = Conversation(trained.model, trained.params, trained.context)
     self.reset()
@@ -89,13 +88,12 @@ class Talk:
     """
     messages = [*self.messages, {'role': 'user', 'content': question}]
     ids = language.chat_ids(self.trained, messages)
-    writing, context = options.writing(self.trained), self.conversation.context
-    room = writing['max_new_tokens'] if context is None else min(writing['max_new_tokens'], context - len(ids))
+    most, context = self.how['max_new_tokens'], self.conversation.context
+    room = most if context is None else min(most, context - len(ids))
     if room < 1:
       raise UserError(f'the context of {context} tokens is full: /reset begins anew, /save FILE keeps what was said')
-    pieces = self.conversation.stream(
-      ids, **{**writing, 'max_new_tokens': room}, seed=options.SEED.value + len(self.messages), stride=4
-    )
+    seed = decoding_flags.SEED.value + len(self.messages)
+    pieces = self.conversation.stream(ids, **{**self.how, 'max_new_tokens': room}, seed=seed, stride=4)
     ends = self.trained.tokenizer.conventions.ends
     finish, said = None, ''
 
@@ -115,7 +113,7 @@ class Talk:
     sys.stdout.write('\n')
     sys.stdout.flush()
     if finish == 'length':
-      full = room < writing['max_new_tokens']
+      full = room < most
       notice(f'(cut off: the context of {context} tokens is full; /reset)' if full else f'(cut off at {room} tokens)')
     self.messages = [*messages, {'role': 'assistant', 'content': said}]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, language, options
+from experiments import command, language, model_flags
 from gpt_jax.types import UserError
 
 SOURCE = flags.DEFINE_string('source', None, 'text to evaluate on; not given: what the run was trained on')
@@ -31,21 +31,20 @@ FOREIGN = {'data': {'source': '', 'held_out': 0.1, 'separate_documents': False},
 
 
 def main(_: Any) -> None:
-  trained = options.load()
+  trained = model_flags.load()
   foreign = trained.config is None
   config = dict(trained.config or FOREIGN)
   given = {'source': SOURCE.value, 'held_out': HELD_OUT.value}
   config['data'] = {**config['data'], **{name: value for name, value in given.items() if value is not None}}
   if not config['data']['source']:
     raise UserError('--source is missing: give file:PATH, asset:NAME, tfds:NAME or hf:NAME')
-  begin = trained.tokenizer.conventions.begin
-  limit = trained.context and trained.context - len(begin)
+  limit = trained.context and trained.context - len(trained.begin)
   config['context'] = CONTEXT.value or min(config['context'], limit or config['context'])
   if limit is not None and config['context'] > limit:
     raise UserError(f'--context={config["context"]} exceeds the {limit} tokens that the model was made for')
   rows = language.rows(
     config, trained.tokenizer, SPLIT.value, drop_remainder=False, num_tokens=NUM_TOKENS.value, stride=STRIDE.value,
-    begin=begin,
+    begin=trained.begin,
   )  # fmt: skip
   batch_size = BATCH_SIZE.value or (1 if foreign else 32)
   result = language.validation(trained.model, rows, batch_size)(trained.params)

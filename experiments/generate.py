@@ -14,10 +14,9 @@ from typing import Any, TextIO
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command, language, options
+from experiments import command, decoding_flags, language
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.generate import generate, stream
-from gpt_jax.decoding.steps import unstacked
 from gpt_jax.types import UserError
 
 PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with; with --chat, a question')
@@ -39,12 +38,10 @@ def main(_: Any) -> None:
 
 def write(prompt: str) -> None:
   """One text to the terminal, as it comes; of --chat, the answer alone."""
-  trained = options.load(stacked=False)
+  trained, how = decoding_flags.load()
   ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
-  pieces = stream(
-    trained.model, trained.params, [ids], **options.writing(trained), seed=options.SEED.value, stride=4,
-    context=trained.context,
-  )  # fmt: skip
+  seed, context = decoding_flags.SEED.value, trained.context
+  pieces = stream(trained.model, trained.params, [ids], **how, seed=seed, stride=4, context=context)
   written = (int(token) for (piece,) in pieces for token in piece.tokens if token not in ends)
   sys.stdout.write('' if CHAT.value else prompt)
   for text in tokenizers.stream(trained.tokenizer, written):
@@ -58,15 +55,14 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
   lines = list(read_lines(prompts))
   partial = out.with_name(out.name + '.partial')
   writable(partial).close()
-  trained = options.load(stacked=False)
-  model, params = unstacked(trained.model, trained.params)
+  trained, how = decoding_flags.load()
   rows = [ids_of(trained, line) for line in lines]
   ends = trained.tokenizer.conventions.ends
   with writable(partial) as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
     for first in range(0, len(rows), BATCH_SIZE.value):
       batch = rows[first : first + BATCH_SIZE.value]
       completions = generate(
-        model, params, batch, **options.writing(trained), seed=options.SEED.value, context=trained.context,
+        trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
         first_row=first,
       )  # fmt: skip
       for line, found in zip(lines[first:], completions, strict=False):

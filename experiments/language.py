@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from gpt_jax.data import assets, tokenizers
-from gpt_jax.data.conventions import Message
+from gpt_jax.data.conventions import ChatTemplate, Message
 from gpt_jax.data.rows import Rows, head, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
@@ -86,7 +86,8 @@ def rows(
   data = config['data']
   streams = [tokenize(documents(name, split, data['held_out']), tokenizer) for name in sources_of(data)]
   if num_tokens:
-    streams = [head(stream, num_tokens + 1, tokenizer) for stream in streams]
+    unpredicted = 0 if begin else 1
+    streams = [head(stream, num_tokens + unpredicted, tokenizer) for stream in streams]
   size, apart = context or config['context'], data['separate_documents']
   return [Rows(stream, size, apart, drop_remainder, stride, begin) for stream in streams]
 
@@ -108,6 +109,11 @@ class Trained:
   config: Mapping[str, Any] | None
   """Of the run."""
 
+  @property
+  def begin(self) -> tuple[int, ...]:
+    """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
+    return self.tokenizer.conventions.begin if self.config is None else ()
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of tokens."""
     return tokenizers.decode(self.tokenizer, ids)
@@ -118,9 +124,8 @@ MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gg
 
 
 def is_run(folder: pathlib.Path) -> bool:
-  """Whether a folder is a run's: its config.json says more than what the model is."""
-  path = folder / 'config.json'
-  return path.exists() and 'config' in read_json(path)
+  """Whether a folder is a run's, and not one of transformers: the tokenizer has a folder of its own."""
+  return (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
 
 
 def tokenizer_of(workdir: str) -> Tokenizer:
@@ -173,8 +178,20 @@ def _file(name: str) -> str:
 
 def prompt_ids(trained: Trained, text: str) -> list[int]:
   """The tokens of a prompt, names of special ones read as such, behind what stands before every text, once."""
-  begin, ids = list(trained.tokenizer.conventions.begin), trained.tokenizer.encode_special(text).tolist()
+  begin, ids = list(trained.begin), trained.tokenizer.encode_special(text).tolist()
   return ids if begin and ids[: len(begin)] == begin else begin + ids
+
+
+def chat_template(trained: Trained) -> ChatTemplate:
+  """How a conversation is written.
+
+  Raises:
+    UserError: the model has no template.
+  """
+  template = trained.tokenizer.conventions.chat
+  if template is None:
+    raise UserError('this model has no chat template, it was not taught to converse: use generate without --chat')
+  return template
 
 
 def chat_ids(trained: Trained, messages: Sequence[Message]) -> list[int]:
@@ -183,10 +200,7 @@ def chat_ids(trained: Trained, messages: Sequence[Message]) -> list[int]:
   Raises:
     UserError: the model has no template, or it refuses these messages.
   """
-  template = trained.tokenizer.conventions.chat
-  if template is None:
-    raise UserError('this model has no chat template: it was not taught to converse; leave out --chat')
-  return trained.tokenizer.encode_special(template.render(messages)).tolist()
+  return trained.tokenizer.encode_special(chat_template(trained).render(messages)).tolist()
 
 
 Evaluation = Callable[[Params], dict[str, float]]

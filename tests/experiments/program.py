@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import importlib
+import inspect
 import io
 import os
 import pathlib
@@ -37,13 +38,19 @@ def _shelve() -> None:
         delattr(flags.FLAGS, flag.name)
 
 
+def _imported(module: ModuleType) -> set[str]:
+  """The modules of experiments that a module uses, and that those use."""
+  used = [value for value in vars(module).values() if getattr(value, '__name__', '').startswith('experiments.')]
+  return {inner.__name__ for inner in used}.union(*map(_imported, filter(inspect.ismodule, used)))
+
+
 def load(name: str) -> ModuleType:
   """experiments.NAME as in a process of its own: of the flags of all experiments, those it uses."""
   _shelve()
   module = importlib.import_module(f'experiments.{name}')
   _shelve()
-  for used in (module.__name__, *(['experiments.options'] if hasattr(module, 'options') else [])):
-    for flag in _shelf.pop(used, []):
+  for used in [name for name in _shelf if name == module.__name__ or name in _imported(module)]:
+    for flag in _shelf.pop(used):
       flags.FLAGS[flag.name] = flag
       flags.FLAGS.register_flag_by_module(used, flag)
   return module

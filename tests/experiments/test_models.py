@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
+from experiments import language
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.interop import huggingface
 from gpt_jax.interop.pretrained import pretrained
 from tests.experiments import speaker
-from tests.experiments.program import call
+from tests.experiments.program import TINY, call
 from tests.experiments.speaker import CONTEXT, TEXT
 
 
@@ -181,6 +183,10 @@ WRONG = {
   'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
   'no out': (('generate', '--prompts=LICENSE'), '--out is missing'),
   'nowhere to write': (('generate', '--prompts=PACKAGES', '--out=/nowhere/x'), '--out=/nowhere can not be written to'),
+  'a flag of others': (
+    ('evaluate', '--source=file:LICENSE', '--temperature=1'),
+    "Unknown command line flag 'temperature'",
+  ),
   'temperature': (('chat', '--temperature=-1'), 'temperature = -1.0 must be 0 (greedy) or a positive number'),
   'no JSON': (('generate', '--prompts=LICENSE', '--out=x'), 'LICENSE, line 2: not JSON'),
   'no prompt in a line': (('generate', '--prompts=PACKAGES', '--out=x'), 'expected an object with a string "prompt"'),
@@ -224,6 +230,25 @@ def test_a_model_that_was_not_taught_to_converse(folder, tmp_path, capfd):
 def test_names_of_no_model(name, message, capfd):
   ended = call(capfd, 'generate', f'--model={name}', '--prompt=x')
   assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
+
+
+def test_a_run_reads_no_token_before_a_text_whatever_its_vocabulary_was_made_for(folder, tokenizer, tmp_path, capfd):
+  """It was trained on text alone: so it is evaluated and written on from."""
+  inner = tokenizers.load(folder).inner
+  inner.post_processor = TemplateProcessing(single='<s> $A', special_tokens=[('<s>', tokenizer.conventions.begin[0])])
+  inner.save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'text.txt').write_text(TEXT)
+  flags = [f'--config.data.source=file:{tmp_path}/text.txt', f'--config.data.tokenizer=json:{tmp_path}/tokenizer.json']
+  small = ['--config.num_steps=2', '--config.context=8', '--config.data.held_out=0.3', '--config.sample.prompt=']
+  assert call(capfd, 'pretrain', f'--config={TINY}', f'--workdir={tmp_path}/run', *flags, *small).code == 0
+  assert tokenizers.load(tmp_path / 'run' / 'tokenizer').conventions.begin == tokenizer.conventions.begin
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  ended = call(capfd, 'evaluate', f'--model={tmp_path}/run')
+  assert json.loads(ended.out)['loss'] == pytest.approx(result['validation_loss'], rel=1e-5)
+  written = call(capfd, 'generate', f'--model={tmp_path}/run', '--prompt=the', *GREEDY).out
+  run = language.load(f'{tmp_path}/run', stacked=False)
+  expected = answer((run.model, run.params), run.tokenizer, run.tokenizer.encode('the').tolist())
+  assert written == f'the{expected}\n'
 
 
 def test_what_stands_there_is_not_written_over(folder, tmp_path, capfd):
