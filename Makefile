@@ -10,11 +10,11 @@ quickstart: .venv/core
 test: .venv/test
 	$(BIN)/python -m pytest
 
-test-assets: .venv/test
+test-assets: .venv/parity
 	$(BIN)/python -m pytest -m assets
 
 test-parity: .venv/parity
-	$(BIN)/python -m pytest tests/parity -m parity
+	$(BIN)/python -m pytest tests/parity -m 'parity and not assets'
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -81,6 +81,7 @@ def test_transformers_gives_the_same_logits(name, tmp_path, monkeypatch):
   assert np.abs(ours).max() > 0.1
 
 
+@pytest.mark.assets
 def test_transformers_gives_the_same_logits_of_smollm2(smollm2):
   model, params = smollm2.load()
   ours = jax.jit(model.apply)(params, jnp.asarray([QUESTION]))[0][0]
@@ -120,6 +121,7 @@ def test_llama_cpp_gives_the_same_logits(name, tmp_path):
   np.testing.assert_allclose(of_llama_cpp(path, TOKENS), logits(config), atol=5e-4)
 
 
+@pytest.mark.assets
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 def test_llama_cpp_opens_smollm2_again_and_gives_the_same_answer(smollm2, dtype, tmp_path):
   pytest.importorskip('llama_cpp')
