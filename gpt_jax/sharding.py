@@ -30,6 +30,9 @@ RULES: Rules = (
   (r'mlp/down/kernel$', P('tensor', 'fsdp')),  # [F, D]
   (r'head/kernel$', P('fsdp', 'tensor')),  # [D, V]
   (r'head/bias$', P('tensor')),  # [V]
+  (r'residual_kernel$', P(None, 'fsdp', 'tensor')),  # [M, D, D], of Medusa's heads
+  (r'residual_bias$', P(None, 'tensor')),  # [M, D]
+  (r'unembed_table$', P(None, 'tensor', 'fsdp')),  # [M, V, D]
   (r'(attention/out|mlp/down)/bias$', P()),  # [D]
   (r'norm\w*/(scale|bias)$', P()),  # [D] or [H]
 )
@@ -99,13 +102,17 @@ class Placement:
     return jax.tree_util.tree_map_with_path(place, state)
 
   def batch(self, batch: Batch) -> Batch:
-    """This host's rows, spread over `data` and `fsdp`."""
-    rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    """This host's rows, spread over `data` and `fsdp`; arrays that are jax's already stay where they are."""
+    local = [leaf for leaf in jax.tree.leaves(batch) if not isinstance(leaf, jax.Array)]
+    if not local:
+      return batch
+    rows = len(local[0]) * jax.process_count()
     parts = _size(self.mesh, ('data', 'fsdp'))
     if rows % parts:
       raise UserError(f'a batch of {rows} rows does not divide over data x fsdp = {parts} devices; pick a multiple')
     sharding = NamedSharding(self.mesh, P(('data', 'fsdp')))
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    place = lambda array: jax.make_array_from_process_local_data(sharding, array)
+    return jax.tree.map(lambda array: array if isinstance(array, jax.Array) else place(array), batch)
 
 
 def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

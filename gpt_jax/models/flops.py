@@ -2,7 +2,7 @@
 
 import jax
 
-from gpt_jax.models.heads import LanguageModel, parameter_shapes
+from gpt_jax.models.heads import LanguageModel, Medusa, parameter_shapes
 from gpt_jax.models.transformer import TransformerConfig
 
 
@@ -23,3 +23,14 @@ def training_flops(config: TransformerConfig, length: int) -> float:
   """
   keys = config.periods * sum(pattern.keys_seen(length) for pattern in config.attention)
   return float(6 * matmul_parameters(config) + 12 * config.num_heads * config.head_width * keys)
+
+
+def medusa_flops(medusa: Medusa, length: int) -> float:
+  """FLOPs a token of training Medusa's heads: the frozen model's hidden states, and forward and backward of the heads.
+
+  A shared table costs no gradient of its own.
+  """
+  config = medusa.config
+  hidden = training_flops(config, length) / 3 - 2 * config.vocab_size * config.model_dim
+  head = 6 * config.model_dim**2 + (4 if medusa.shared else 6) * config.vocab_size * config.model_dim
+  return hidden + medusa.num_heads * head

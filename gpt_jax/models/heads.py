@@ -1,4 +1,4 @@
-"""What reads the Transformer's hidden states: today the language model."""
+"""What reads the Transformer's hidden states: the language model, and heads that guess further ahead."""
 
 from flax import linen as nn
 from flax import struct
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.models.attention import Cache
-from gpt_jax.models.layers import unembed
+from gpt_jax.models.layers import affine, unembed
 from gpt_jax.models.transformer import Transformer, TransformerConfig
 from gpt_jax.types import Layout, Params
 
@@ -49,6 +49,60 @@ class LanguageModel(nn.Module):
     hidden, cache = self.transformer(tokens, layout, cache)
     table = self.transformer.embed.embedding if self.config.tie_embeddings else self.unembed.embedding
     return hidden, Unembedding(table, self.config.logit_softcap), cache
+
+
+class Medusa(nn.Module):
+  """Heads that guess ahead: head k = 1 .. M the token k places behind the next (Cai et al. 2024, section 2.1.1).
+
+  p_k = softmax(W2_k (SiLU(W1_k h + b_k) + h)), h the last hidden state of a language model; W1 and b begin at zero and
+  W2 as the model's unembedding (see `medusa_params`), so that each head begins as the model itself. Every head has
+  parameters of its own, stacked on a leading axis M. The model's softcap is kept.
+
+  `shared` (ours, not the paper's): W2 is the model's unembedding for all heads, and gets no gradient: for small models
+  with large vocabularies, where W2 is nearly all that a head would learn, hold and read.
+  """
+
+  config: TransformerConfig
+  """Of the language model; computation is in its dtype."""
+  num_heads: int
+  shared: bool = False
+
+  def setup(self) -> None:
+    width, vocabulary = self.config.model_dim, self.config.vocab_size
+    zeros = nn.initializers.zeros
+    self.kernel = self.param('residual_kernel', zeros, (self.num_heads, width, width))
+    self.bias = self.param('residual_bias', zeros, (self.num_heads, width))
+    tables = (1 if self.shared else self.num_heads, vocabulary, width)
+    self.table = self.param('unembed_table', self.config.init('unembed', self.config.num_layers), tables)
+
+  def __call__(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B M V']:
+    """Logits of all heads, in float32."""
+    hidden, unembeddings = self.features(hidden)
+    return jnp.stack([unembed(hidden[..., k, :]) for k, unembed in enumerate(unembeddings)], axis=-2)
+
+  def features(self, hidden: Float[Array, '*B D']) -> tuple[Float[Array, '*B M D'], tuple[Unembedding, ...]]:
+    """What each head makes of the hidden states, and its map from that to logits, for those who take them in parts."""
+    heads, width = self.num_heads, self.config.model_dim
+    hidden = hidden.astype(self.config.dtype)
+    kernel = self.kernel.swapaxes(0, 1).reshape(width, heads * width)  # one product for all heads
+    residual = affine(hidden, kernel, self.bias.reshape(-1)).reshape(*hidden.shape[:-1], heads, width)
+    tables = [jax.lax.stop_gradient(self.table)] * heads if self.shared else jnp.split(self.table, heads)
+    unembeddings = tuple(Unembedding(table[0], self.config.logit_softcap) for table in tables)
+    return nn.silu(residual) + hidden[..., None, :], unembeddings
+
+
+def medusa_params(medusa: Medusa, table: Float[Array, 'V D']) -> Params:
+  """The parameters that heads begin with: W1 and b zero, W2 the unembedding of the language model."""
+  shapes = jax.eval_shape(medusa.init, jax.random.key(0), jnp.zeros((1, table.shape[1])))['params']
+  zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if name != 'unembed_table'}
+  whole = shapes['unembed_table']
+  return {'params': {**zeros, 'unembed_table': jnp.broadcast_to(table, whole.shape).astype(whole.dtype)}}
+
+
+def unembedding_table(config: TransformerConfig, params: Params) -> Float[Array, 'V D']:
+  """The table by which a language model makes logits of hidden states."""
+  inner = params['params']
+  return (inner['transformer']['embed'] if config.tie_embeddings else inner['unembed'])['embedding']
 
 
 def parameter_shapes(model: LanguageModel) -> Params:

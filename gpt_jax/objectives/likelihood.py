@@ -28,6 +28,22 @@ def next_token(batch: Batch) -> tuple[Int[Array, 'B T'], Layout | None, Int[Arra
   return tokens[:, :-1], inputs, tokens[:, 1:], batch['weights'][:, 1:]
 
 
+def tokens_ahead(batch: Batch, number: int) -> tuple[Int[Array, 'B T M'], Float[Array, 'B T M']]:
+  """For each input of `next_token`, the tokens 2 .. number + 1 places on, and the weights of guessing them there.
+
+  A token weighs what predicting it weighs; nothing where it lies behind the row's end or in another segment.
+  """
+  tokens, layout = batch['tokens'], batch.get('layout')
+  length = tokens.shape[1] - 1
+  ahead = lambda x: jnp.stack(
+    [jnp.pad(x, ((0, 0), (0, k)))[:, 1 + k : 1 + k + length] for k in range(1, number + 1)], axis=-1
+  )
+  weights = ahead(batch['weights'])
+  if layout is not None:
+    weights = weights * (ahead(layout.segment) == layout.segment[:, :-1, None])
+  return ahead(tokens), weights
+
+
 def cross_entropy(
   logits: Float[Array, '*B V'], targets: Int[Array, '*B'], z_loss: float = 0.0
 ) -> tuple[Float[Array, '*B'], Float[Array, '*B']]:
@@ -52,24 +68,33 @@ def next_token_loss(model: Model, *, z_loss: float = 0.0, chunk: int | None = No
       nll, z = cross_entropy(unembed(hidden), labels[0], z_loss)
       return jnp.sum((nll + z) * labels[1]), jnp.sum(nll * labels[1])
 
-    length = targets.shape[1]
-    chunk_length = min(chunk or length, length)
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, -length % chunk_length)] + [(0, 0)] * (x.ndim - 2))
-    loss, nll = chunked_sum(total, chunk_length, unembed, pad(hidden), (pad(targets), pad(weights)))
+    loss, nll = sum_over_chunks(total, chunk, unembed, hidden, (targets, weights))
     weight = jnp.sum(weights)
     return Mean(loss, weight), {'nll': Mean(nll, weight)} if z_loss else {}
 
   return loss_fn
 
 
-Total = Callable[[Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
+Total = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def sum_over_chunks(
+  total: Total, chunk: int | None, unembed: Any, hidden: Float[Array, 'B T *D'], labels: Any
+) -> tuple[Float[Array, ''], Any]:
+  """`chunked_sum` of any length, filled up with zeros: what has weight 0 in the labels must add nothing."""
+  length = hidden.shape[1]
+  chunk = min(chunk or length, length)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2))
+  return chunked_sum(total, chunk, unembed, pad(hidden), jax.tree.map(pad, labels))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunked_sum(
-  total: Total, chunk: int, unembed: Unembed, hidden: Float[Array, 'B T D'], labels: Any
-) -> tuple[Float[Array, ''], Float[Array, '']]:
+  total: Total, chunk: int, unembed: Any, hidden: Float[Array, 'B T *D'], labels: Any
+) -> tuple[Float[Array, ''], Any]:
   """The sum over chunks of T of `total(unembed, hidden, labels) -> (value, other)`; chunk must divide T.
+
+  `unembed` and `other` may be any trees of arrays.
 
   Differentiated, it takes the gradient of each chunk in the forward pass, while the logits are at hand: the backward
   pass neither keeps nor recomputes them. `other` has no gradient.
@@ -77,7 +102,7 @@ def chunked_sum(
   return _scan(lambda piece: (total(unembed, *piece), ()), (hidden, labels), chunk)[0]
 
 
-def _forward(total: Total, chunk: int, unembed: Unembed, hidden: jax.Array, labels: Any) -> Any:
+def _forward(total: Total, chunk: int, unembed: Any, hidden: jax.Array, labels: Any) -> Any:
   def gradient(piece: Any) -> Any:
     result, (for_unembed, for_hidden) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(unembed, *piece)
     return (result, for_unembed), for_hidden

@@ -1,0 +1,67 @@
+"""Medusa's heads: the formula, how they begin, and that each is its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
+from tests.models.small import VOCABULARY, parameters, random_tokens, shrunk
+
+CONFIG = shrunk('llama2_7b', logit_softcap=3.0)
+HIDDEN = jax.random.normal(jax.random.key(0), (2, 5, 32))
+
+
+def random_heads(medusa: Medusa) -> dict:
+  shapes = jax.eval_shape(medusa.init, jax.random.key(0), HIDDEN)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), shapes)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_the_formula(shared):
+  """W2 (SiLU(W1 h + b) + h), each head with its own numbers, softcapped as the model is."""
+  medusa = Medusa(CONFIG, 3, shared)
+  params = random_heads(medusa)
+  inner = {name: np.asarray(value, np.float64) for name, value in params['params'].items()}
+  assert inner['residual_kernel'].shape == (3, 32, 32)
+  assert inner['unembed_table'].shape == (1 if shared else 3, VOCABULARY, 32)
+  logits = medusa.apply(params, HIDDEN)
+  assert logits.shape == (2, 5, 3, VOCABULARY) and logits.dtype == jnp.float32
+  h = np.asarray(HIDDEN, np.float64)
+  for k in range(3):
+    x = h @ inner['residual_kernel'][k] + inner['residual_bias'][k]
+    plain = (x / (1 + np.exp(-x)) + h) @ inner['unembed_table'][0 if shared else k].T
+    np.testing.assert_allclose(logits[:, :, k], 3 * np.tanh(plain / 3), atol=1e-4)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('tied', [False, True])
+def test_every_head_begins_as_the_model(tied, shared):
+  cfg = shrunk('llama2_7b', tie_embeddings=tied, logit_softcap=3.0)
+  base = parameters(cfg)
+  hidden, unembed, _ = LanguageModel(cfg).apply(base, random_tokens(), method='features')
+  medusa = Medusa(cfg, 3, shared)
+  heads = medusa_params(medusa, unembedding_table(cfg, base))
+  assert jax.tree.structure(heads) == jax.tree.structure(random_heads(medusa))
+  logits = medusa.apply(heads, hidden)
+  for k in range(3):
+    np.testing.assert_allclose(logits[:, :, k], unembed(hidden), atol=1e-5)
+
+
+def test_a_shared_table_gets_no_gradient_and_others_each_their_own():
+  for shared in (False, True):
+    medusa = Medusa(CONFIG, 3, shared)
+    loss = lambda params, medusa=medusa: jnp.sum(medusa.apply(params, HIDDEN)[:, :, 1] ** 2)
+    gradient = jax.grad(loss)(random_heads(medusa))['params']
+    moved = {name: np.abs(np.asarray(x)).reshape(len(x), -1).sum(1) > 0 for name, x in gradient.items()}
+    assert moved['residual_kernel'].tolist() == [False, True, False]
+    assert moved['unembed_table'].tolist() == ([False] if shared else [False, True, False])
+
+
+def test_computation_is_in_the_dtype_of_the_model():
+  medusa = Medusa(shrunk('llama2_7b', dtype='bfloat16'), 2)
+  params = random_heads(medusa)
+  features, _ = medusa.apply(params, HIDDEN, method='features')
+  assert features.dtype == jnp.bfloat16 and medusa.apply(params, HIDDEN).dtype == jnp.float32
+  assert params['params']['residual_kernel'].dtype == jnp.float32
