@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     'context': 256,  # tokens
     'microbatches': 1,
     'seed': 0,
-    'init_from': '',  # a workdir whose parameters training starts from
+    'init_from': '',  # a run or other weights (what --model takes) that training starts from, in place of the family
     'model': {
       'family': 'gpt2_small',
       # What of the family is replaced; None: nothing. Parts are written as names, such as 'rotary(theta=1e5)'.
@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
       'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths
       'clip_norm': 1.0,
       'ema': 0.0,
+      'rates': (),  # pairs of a regex over parameter paths and a factor of the learning rate; 0: frozen
     },
     'batch_ramp': {
       'first_rows': 0,  # 0: no ramp

@@ -1,6 +1,6 @@
 """Optimisers from plain data: clip, direction by name, decay, learning rate, average."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 import re
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ FIELDS: dict[str, Any] = {
   'decay_mask': r'(kernel|embedding|table)$',  # a regex over parameter paths
   'clip_norm': 1.0,  # of the whole gradient; 0: none
   'ema': 0.0,  # decay of the average of the parameters; 0: none
+  'rates': (),  # pairs of a regex over parameter paths and what it multiplies the learning rate by; 0: frozen
 }
 
 # The matrices that Muon makes orthogonal, by the end of their path, with the axes they are read from and written to.
@@ -88,16 +89,40 @@ OPTIMIZERS: dict[str, Callable[[Mapping[str, Any]], optax.GradientTransformation
 
 
 def make_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
-  """The optimiser that `config` describes; missing fields are those of FIELDS, an unknown one is a UserError."""
+  """The optimiser that `config` describes; missing fields are those of FIELDS, an unknown one is a UserError.
+
+  Of `rates`, the first pattern found in a path decides. What is frozen stays as it is to the last bit, has no moments,
+  and does not count in the norm that is clipped.
+  """
   config = complete('optimizer', config, FIELDS)
+  rate = _rates(config['rates'])
   parts = [optax.clip_by_global_norm(config['clip_norm'])] if config['clip_norm'] else []
   parts.append(choose('optimizer.name', config['name'], OPTIMIZERS)(config))
   if config['weight_decay']:
     parts.append(optax.add_decayed_weights(config['weight_decay'], decay_mask(config['decay_mask'])))
   parts.append(optax.scale_by_learning_rate(make_schedule(config, num_steps)))
+  if config['rates']:
+    scaled = lambda updates, params=None: _by_path(lambda path, update: rate(path) * update, updates)
+    parts.append(optax.stateless(scaled))
+  if not all(float(factor) for _, factor in config['rates']):
+    labels = lambda params: _by_path(lambda path, _: 'trained' if rate(path) else 'frozen', params)
+    parts = [optax.partition({'trained': optax.chain(*parts), 'frozen': optax.set_to_zero()}, labels)]
   if config['ema']:
     parts.append(average(config['ema']))
   return optax.chain(*parts)
+
+
+def _rates(pairs: Sequence[Any]) -> Callable[[str], float]:
+  """What the learning rate of a parameter is multiplied by."""
+  try:
+    compiled = [(re.compile(pattern), float(factor)) for pattern, factor in pairs]
+  except (re.error, TypeError, ValueError) as error:
+    raise UserError(f'optimizer.rates={pairs} is no list of pairs (regular expression, factor): {error}') from None
+  return lambda path: next((factor for pattern, factor in compiled if pattern.search(path)), 1.0)
+
+
+def _by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
 def learning_rates(config: Mapping[str, Any], num_steps: int) -> Float[np.ndarray, ' steps']:

@@ -163,6 +163,36 @@ def test_average_against_a_loop():
   assert averaged(other) is None
 
 
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_rates_by_path(name):
+  """What is frozen stays to the last bit and has no moments; a factor scales the whole update; ema averages all."""
+  params = stacked()
+  rates = [('embed/', 0.0), ('norm', 3.0), ('norm_mlp', 0.0)]
+  fields = {'name': name, 'learning_rate': 0.01, 'clip_norm': 0.0, 'weight_decay': 0.1}
+  plain, scaled = make_optimizer(fields, 10), make_optimizer({**fields, 'rates': rates, 'ema': 0.5}, 10)
+  gradients = jax.tree.map(jnp.sin, params)
+  expected, _ = plain.update(gradients, plain.init(params), params)
+  state = scaled.init(params)
+  updates, state = scaled.update(gradients, state, params)
+  factor = lambda path: 0.0 if 'embed' in path else 3.0 if 'norm' in path else 1.0
+  for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(ours, factor(jax.tree_util.keystr(path)) * theirs, rtol=1e-5, err_msg=str(path))
+  assert jax.tree.structure(averaged(state)) == jax.tree.structure(params)
+  moments = make_optimizer({**fields, 'rates': rates}, 10).init(params)
+  assert not any(leaf.shape == params['embed']['embedding'].shape for leaf in jax.tree.leaves(moments))
+
+
+def test_a_frozen_gradient_is_not_clipped_with_the_rest():
+  params = {'a': jnp.ones(4), 'b': jnp.ones(4)}
+  fields = {'name': 'sgd', 'learning_rate': 1.0, 'schedule': 'constant', 'clip_norm': 1.0, 'weight_decay': 0.0}
+  optimizer = make_optimizer({**fields, 'rates': [('b', 0)]}, 10)
+  updates, _ = optimizer.update({'a': jnp.full(4, 0.25), 'b': jnp.full(4, 100.0)}, optimizer.init(params), params)
+  np.testing.assert_array_equal(updates['a'], jnp.full(4, -0.25))
+  np.testing.assert_array_equal(updates['b'], jnp.zeros(4))
+  with pytest.raises(UserError, match=r'optimizer.rates=.* is no list of pairs'):
+    make_optimizer({'rates': ['abc', 2.0]}, 10)
+
+
 def test_unknown_names():
   with pytest.raises(UserError, match=r"optimizer.name = 'adam' is unknown; did you mean 'adamw'\?"):
     make_optimizer({'name': 'adam'}, 10)
