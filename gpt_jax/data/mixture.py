@@ -7,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from gpt_jax.data.rows import Rows, slice_of_host
+from gpt_jax.data.rows import Dataset, slice_of_host
 from gpt_jax.types import Batch, UserError
 
 Source = Callable[[int], Batch]
@@ -15,7 +15,7 @@ Source = Callable[[int], Batch]
 
 
 def batches(
-  rows: Sequence[Rows],
+  rows: Sequence[Dataset],
   weights: Sequence[float | int],
   batch_size: int | Callable[[int], int],
   seed: int,

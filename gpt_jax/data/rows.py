@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int, Integer
 import numpy as np
@@ -101,6 +102,27 @@ def _chunks(texts: Documents) -> Iterator[list[str]]:
     yield chunk
 
 
+@runtime_checkable
+class Dataset(Protocol):
+  """Rows of one length by number: `Rows`, or answers to prompts."""
+
+  @property
+  def context(self) -> int:
+    """Tokens that a row is read for: it holds one more."""
+    ...
+
+  @property
+  def separate_documents(self) -> bool:
+    """Whether batches have a layout."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
+    """tokens and weights [B, context + 1], and a layout or none; -1 gives a row of padding."""
+    ...
+
+
 class Rows:
   """Row i holds the tokens i S to i S + T of a stream, both included, T the context and S the stride.
 
@@ -189,7 +211,7 @@ class Rows:
     return {'tokens': tokens, 'weights': weights, 'layout': layout}
 
 
-def in_order(rows: Rows, size: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+def in_order(rows: Dataset, size: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
   """Every row once, in batches of `size` of which this host gets its slice; the last is filled up with padding."""
   for start in range(0, len(rows), size):
     indices = np.arange(start, start + size)
