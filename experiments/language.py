@@ -14,6 +14,7 @@ from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.interop.pretrained import pretrained
+from gpt_jax.interop.tensors import Place, Pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
@@ -44,6 +45,24 @@ def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> Transformer
   return from_config(model)
 
 
+def beginning(config: Mapping[str, Any]) -> tuple[TransformerConfig, Tokenizer, 'Weights | None']:
+  """The model of a run, its tokenizer, and the weights that it starts from, where it does not start anew.
+
+  With config.init_from, tokenizer and model are those of the weights; what config.model sets, its family apart, is
+  replaced in the model, as long as the weights fit.
+
+  Raises:
+    UserError: no such weights, or they do not fit.
+  """
+  if not config['init_from']:
+    tokenizer = tokenizers.tokenizer(
+      config['data']['tokenizer'], sources_of(config['data']), config['data']['held_out']
+    )
+    return model_config(config, tokenizer), tokenizer, None
+  found = weights(config['init_from'])
+  return found.changed(config['model']), found.tokenizer, found
+
+
 def check(config: Mapping[str, Any]) -> None:
   """Refuses what is wrong in the config of a run, as far as it can be known before any data is read.
 
@@ -51,7 +70,10 @@ def check(config: Mapping[str, Any]) -> None:
     UserError: it names the field.
   """
   sources_of(config['data'])
-  model = from_config({**config['model'], 'vocab_size': config['model']['vocab_size'] or 1})
+  if config['init_from']:
+    model, _, _ = beginning(config)
+  else:
+    model = from_config({**config['model'], 'vocab_size': config['model']['vocab_size'] or 1})
   check_context(model, max(config['context'], *config['measure']['contexts'], 1))
   make_optimizer(config['optimizer'], config['num_steps'])
   BatchRamp(config['batch_size'], config['context'], **config['batch_ramp'])
@@ -59,10 +81,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 def flops(config: Mapping[str, Any]) -> float:
   """The arithmetic of a whole run; makes the tokenizer, as that alone knows the vocabulary."""
-  data, context = config['data'], config['context']
-  tokenizer = tokenizers.tokenizer(data['tokenizer'], sources_of(data), data['held_out'])
+  model, context = beginning(config)[0], config['context']
   ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
-  return training_flops(model_config(config, tokenizer), context) * ramp.start(config['num_steps']) * context
+  return training_flops(model, context) * ramp.start(config['num_steps']) * context
 
 
 def check_context(model: TransformerConfig, context: int) -> None:
@@ -139,30 +160,89 @@ def tokenizer_of(workdir: str) -> Tokenizer:
   return tokenizers.load(pathlib.Path(workdir) / 'tokenizer')
 
 
-def load(name: str, **changed: Any) -> Trained:
-  """The model, parameters and tokenizer of a name, without dropout; see MODEL.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model by its name, of which all is known but the parameters, which are not read yet."""
 
-  Args:
-    name: of a run, the last parameters.
-    changed: fields of its TransformerConfig, such as dtype or stacked.
+  name: str
+  config: TransformerConfig
+  """As it was trained, with its dropout."""
+  tokenizer: Tokenizer
+  context: int | None
+  run: Mapping[str, Any] | None
+  """The config of the run that left it."""
+  files: Pretrained | None
+  """Those of another library."""
+
+  def changed(self, fields: Mapping[str, Any]) -> TransformerConfig:
+    """The model with fields of config.model replaced, where they are not None; its family is not asked.
+
+    Raises:
+      UserError: the parameters of such a model would have other shapes.
+    """
+    made = from_config(fields, self.config)
+    ours, theirs = (
+      parameter_shapes(LanguageModel(dataclasses.replace(config, stacked=True))) for config in (made, self.config)
+    )
+    if ours != theirs:
+      named = [name for name, value in fields.items() if value is not None and name != 'family']
+      wrong = next((name for name in named if getattr(made, name) != getattr(self.config, name)), 'family')
+      raise UserError(
+        f'config.model.{wrong} = {fields[wrong]!r} does not fit the weights of {self.name}: leave it out, or init_from'
+      )
+    return made
+
+  def read(self, config: TransformerConfig, place: Place | None = None) -> Params:
+    """The parameters, as a model of this config has them; `place` gives the sharding of each, of their shapes.
+
+    Raises:
+      UserError: they can not be read, or there is no checkpoint in the run.
+    """
+    if self.files is not None:
+      fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+      return self.files.load(place=place, **fields)[1]
+    like = parameter_shapes(LanguageModel(dataclasses.replace(config, stacked=self.config.stacked)))
+    if place is not None:
+      shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+      like = jax.tree.map(shaped, like, place(like))
+    params = restore_params(self.name, like)
+    return unstack(params) if self.config.stacked and not config.stacked else params
+
+
+def weights(name: str) -> Weights:
+  """The model of a name; see MODEL.
 
   Raises:
-    UserError: there is no such model, it can't be read, or it is a run without a checkpoint.
+    UserError: there is no such model, or it is one that can't be read.
   """
   folder = pathlib.Path(name)
   if not is_run(folder):
     found = pretrained(_file(name))
     if not found.files:
       raise UserError(f'{name} has no tokenizer beside its weights: add its tokenizer.json')
-    model, params = found.load(**changed)
-    return Trained(model, params, tokenizers.read(found.files, name), found.context, None)
+    return Weights(name, found.config, tokenizers.read(found.files, name), found.context, None, found)
   tokenizer, config = tokenizer_of(name), read_json(folder / 'config.json')['config']
-  made = model_config(config, tokenizer).evaluated()
-  params = restore_params(folder, parameter_shapes(LanguageModel(made)))
-  model = LanguageModel(dataclasses.replace(made, **changed))
-  if made.stacked and not model.config.stacked:
-    params = unstack(params)
-  return Trained(model, params, tokenizer, made.positions.length if made.positions is not None else None, config)
+  if config.get('init_from'):
+    made = weights(config['init_from']).changed(config['model'])
+  else:
+    made = model_config(config, tokenizer)
+  return Weights(name, made, tokenizer, made.positions.length if made.positions is not None else None, config, None)
+
+
+def load(name: str, place: Place | None = None, **changed: Any) -> Trained:
+  """The model, parameters and tokenizer of a name, without dropout; see MODEL.
+
+  Args:
+    name: of a run, the last parameters.
+    place: gives the sharding of each parameter, of their shapes; None: the default device.
+    changed: fields of its TransformerConfig, such as dtype or stacked.
+
+  Raises:
+    UserError: there is no such model, it can't be read, or it is a run without a checkpoint.
+  """
+  found = weights(name)
+  config = dataclasses.replace(found.config.evaluated(), **changed)
+  return Trained(LanguageModel(config), found.read(config, place), found.tokenizer, found.context, found.run)
 
 
 def _file(name: str) -> str:

@@ -13,4 +13,4 @@ DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16'], "of computatio
 def load(**changed: Any) -> language.Trained:
   """The model that the flags name."""
   dtype = {} if DTYPE.value is None else {'dtype': DTYPE.value}
-  return language.load(command.required(MODEL), **dtype, **changed)
+  return language.load(command.required(MODEL), **{**dtype, **changed})

@@ -34,12 +34,8 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   language.check(config)
   prepare(workdir, config)
   data, context = config['data'], config['context']
-  if config['init_from']:
-    tokenizer = language.tokenizer_of(config['init_from'])
-  else:
-    tokenizer = tokenizers.tokenizer(data['tokenizer'], language.sources_of(data), data['held_out'])
+  cfg, tokenizer, weights = language.beginning(config)
   tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
-  cfg = language.model_config(config, tokenizer)
   language.check_context(cfg, context)
   rows = language.rows(config, tokenizer, 'train', drop_remainder=True)
 
@@ -86,6 +82,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     workdir,
     config,
     init=lambda key: evaluated.init(key, jax.numpy.zeros((1, 1), int)),
+    first=None if weights is None else lambda like: weights.read(cfg, placement.params),
     loss_fn=next_token_loss(model, **loss),
     source=lambda index, state: [batches(index)],
     placement=placement,

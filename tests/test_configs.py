@@ -6,32 +6,44 @@ import pathlib
 
 import pytest
 
+from configs.medusa import base as medusa_base
 from configs.pretrain import base
 from experiments import language
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.fields import flat
 from gpt_jax.training.optimizers import FIELDS
 
-FOLDER = pathlib.Path(base.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'base'))
+BASES = {'pretrain': base, 'medusa': medusa_base}
+NAMES = [
+  (kind, path.stem)
+  for kind, module in BASES.items()
+  for path in sorted(pathlib.Path(module.__file__).parent.glob('*.py'))
+  if path.stem not in ('__init__', 'base')
+]
 
 
-def config_of(name: str) -> dict:
-  return importlib.import_module(f'configs.pretrain.{name}').get_config().to_dict()
+def config_of(kind: str, name: str) -> dict:
+  return importlib.import_module(f'configs.{kind}.{name}').get_config().to_dict()
 
 
-def test_the_base_has_every_field_of_a_model_and_an_optimizer():
+def test_the_base_has_every_field_of_a_model():
   config = base.get_config().to_dict()
   assert set(config['model']) - {'family'} == {field.name for field in dataclasses.fields(TransformerConfig)}
   assert config['optimizer'] == {**FIELDS, 'learning_rate': config['optimizer']['learning_rate']}
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_config(name):
-  config = config_of(name)
-  assert flat(config).keys() == flat(base.get_config().to_dict()).keys(), 'a field that no base has'
-  if name != 'tiny':  # it is given its source
+@pytest.mark.parametrize('kind', BASES)
+def test_the_base_has_every_field_of_an_optimizer(kind):
+  assert set(config_of(kind, 'base')['optimizer']) == set(FIELDS)
+
+
+@pytest.mark.parametrize(('kind', 'name'), NAMES)
+def test_config(kind, name):
+  config = config_of(kind, name)
+  assert flat(config).keys() == flat(config_of(kind, 'base')).keys(), 'a field that no base has'
+  if kind == 'pretrain' and name != 'tiny':  # it is given its source
     language.check(config)
   assert config['batch_size'] % config['microbatches'] == 0
-  text = (FOLDER / f'{name}.py').read_text()
-  assert f'--config=configs/pretrain/{name}.py' in text, 'no command that runs it'
+  path = f'configs/{kind}/{name}.py'
+  text = (pathlib.Path(__file__).parents[1] / path).read_text()
+  assert f'python -m experiments.{kind} --config={path}' in text, 'no command that runs it'

@@ -94,17 +94,17 @@ def part(field: str, text: str) -> Any:
     raise UserError(f'config.model.{field} = {text!r}: {error}; write NAME or NAME(argument, ...)') from error
 
 
-def from_config(model: Mapping[str, Any]) -> TransformerConfig:
+def from_config(model: Mapping[str, Any], start: TransformerConfig | None = None) -> TransformerConfig:
   """The family that `model['family']` names, with fields replaced by those of `model` that are not None.
 
-  'none' takes away a part that a model can do without.
+  `start`, where it is given, stands in place of the family. 'none' takes away a part that a model can do without.
 
   Raises:
     UserError: an unknown family, field or part, or numbers that do not fit.
   """
   fields = {name: value for name, value in model.items() if value is not None}
   family = fields.pop('family')
-  replaced = choose('config.model.family', family, FAMILIES)
+  replaced = choose('config.model.family', family, FAMILIES) if start is None else start
   known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
   for name, value in fields.items():
     if name not in known:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, restore_params, save
+from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, save
 from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
 from gpt_jax.training.loop import TrainState, fit, init_state, make_step
@@ -39,6 +39,7 @@ def run(
   config: Mapping[str, Any],
   *,
   init: Callable[[jax.Array], Params],
+  first: Callable[[Params], Params] | None = None,
   loss_fn: LossFn,
   source: Callable[[int, TrainState], Iterable[Batch]],
   placement: Placement,
@@ -51,8 +52,10 @@ def run(
   """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
 
   Of `config` it reads num_steps, seed, microbatches, optimizer, log_every, eval_every, checkpoint_every and
-  keep_checkpoints (an `every` of 0: only at the end; evaluations are at the start too), and init_from, another run's
-  folder, whose parameters are the first. `source` gives batches of this host's rows, as numpy arrays.
+  keep_checkpoints (an `every` of 0: only at the end; evaluations are at the start too). Training starts from the
+  parameters that `init(key)` draws or, where they come from elsewhere, from what `first` returns: it is given their
+  shapes with the shardings they are to have, and is called only when there is no checkpoint to go on from.
+  `source` gives batches of this host's rows, as numpy arrays; jax's arrays are taken as they lie.
   An evaluation NAME that returns {'loss': x} makes the metric NAME_loss; validation_loss decides which checkpoint is
   best. Evaluations and `summary`, whose result goes to result.json, see the averaged parameters where the optimiser
   keeps an average. What depends on the machine stands in result.json under `speed`; all else, two runs of one config
@@ -67,7 +70,7 @@ def run(
     return None
   evaluations, num_steps = evaluations or {}, config['num_steps']
   optimizer = make_optimizer(config['optimizer'], num_steps)
-  state, shardings = _begin(workdir, init, optimizer, config, placement)
+  state, shardings = _begin(workdir, init, first, optimizer, config, placement)
   start = int(state.step)
   log = Log(
     workdir,
@@ -126,11 +129,12 @@ def run(
 def _begin(
   workdir: pathlib.Path,
   init: Callable[[jax.Array], Params],
+  first: Callable[[Params], Params] | None,
   optimizer: optax.GradientTransformation,
   config: Mapping[str, Any],
   placement: Placement,
 ) -> tuple[TrainState, TrainState]:
-  """The state to start from, born, taken from another run or restored, in its place; and its shardings."""
+  """The state to start from, born, taken from elsewhere or restored, in its place; and its shardings."""
   birth = lambda key: init_state(init(key), optimizer)
   key = jax.random.key(config['seed'])
   shapes = jax.eval_shape(birth, key)
@@ -143,9 +147,9 @@ def _begin(
     print(f'Resuming {workdir} after step {step}.')
     return restore(workdir, placed, step), shardings
   print(parameter_table(shapes.params))
-  if not config.get('init_from'):
+  if first is None:
     return jax.jit(birth, out_shardings=shardings)(key), shardings
-  params = restore_params(config['init_from'], placed.params)
+  params = first(placed.params)
   return jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings)(params), shardings
 
 

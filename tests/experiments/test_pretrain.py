@@ -225,7 +225,7 @@ def test_training_starts_from_another_run(text, trained, tmp_path, capfd):
 
 def test_training_starts_from_what_is_no_run(text, tmp_path, capfd):
   ended = call(capfd, 'pretrain', *flags(text, tmp_path / 'run', f'--config.init_from={tmp_path}'))
-  assert ended.code == 2 and f'{tmp_path} is not the folder of a run' in ended.err
+  assert ended.code == 2 and f'{tmp_path} has no config.json: it is not the folder of a model' in ended.err
 
 
 def test_a_foreign_folder_is_left_alone(text, tmp_path, capfd):

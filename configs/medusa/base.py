@@ -1,0 +1,66 @@
+"""Every field of a run that trains Medusa's heads, with what it is when a config says nothing."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """A run that is complete but for its model and data."""
+  return ConfigDict({
+    'base': '',  # the model that the heads are for, which stays as it is: what --model takes
+    'num_heads': 4,
+    'shared': False,  # True: all heads end in the model's own unembedding, and only W1 is learned
+    'dtype': 'float32',  # of computation, the model's and the heads'
+    'num_steps': 1000,
+    'batch_size': 8,  # rows of `context` tokens, or answers
+    'context': 256,  # tokens, of rows of text
+    'microbatches': 1,
+    'seed': 0,
+    'data': {
+      'source': '',  # asset:NAME, file:PATH, tfds:NAME or hf:NAME; several by commas
+      'weights': placeholder(tuple),  # of several sources; None: all alike
+      'held_out': 0.1,  # fraction, where a source has no validation split of its own
+      'separate_documents': False,  # True: documents packed in one row do not see each other
+    },
+    'generate': {  # what the model writes itself after prompts from data.source, to learn from instead of the text
+      'rows': 0,  # answers to write; 0: the text is learned from
+      'held_out_rows': 64,
+      'prompts': 'text',  # pieces of the text, gone on from; 'chat': its lines, asked as questions
+      'prompt_tokens': 32,
+      'max_new_tokens': 128,
+      'temperature': 0.0,
+      'batch_size': 16,
+    },
+    'loss': {
+      'decay': 0.8,  # head k counts decay^k
+      'chunk': 64,  # places of a row whose logits exist at once; 0: all
+    },
+    'tree': {
+      'num_nodes': 64,  # the root counted
+    },
+    'optimizer': {
+      'name': 'adamw',
+      'learning_rate': 2e-3,
+      'warmup_steps': 40,
+      'schedule': 'cosine',
+      'decay_steps': 0,  # 0: num_steps
+      'end_fraction': 0.0,
+      'cooldown_fraction': 0.2,  # of wsd
+      'b1': 0.9,
+      'b2': 0.999,
+      'eps': 1e-8,
+      'momentum': 0.95,  # of muon and sgd
+      'weight_decay': 0.0,
+      'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths
+      'clip_norm': 1.0,
+      'ema': 0.0,
+      'rates': (),  # pairs of a regex over parameter paths and a factor of the learning rate; 0: frozen
+    },
+    'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1},
+    'log_every': 10,
+    'eval_every': 0,  # 0: at the start and the end only
+    'eval_batch_size': 8,
+    'eval_rows': 64,  # the first rows of each held-out source that are evaluated; 0: all
+    'checkpoint_every': 0,
+    'keep_checkpoints': 1,
+  })  # fmt: skip

@@ -1,0 +1,146 @@
+"""Trains Medusa's heads for a language model that stays as it is, and grows the tree of guesses that suits them.
+
+python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=DIR [--config.FIELD=VALUE ...]
+"""
+
+from collections.abc import Iterator, Mapping
+import pathlib
+from typing import Any
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+import numpy as np
+from tabulate import tabulate
+
+from experiments import command, generations, language
+from experiments.heads import medusa_of
+from gpt_jax.data import mixture, tokenizers
+from gpt_jax.data.rows import in_order
+from gpt_jax.decoding.tree import TOPK, grow_tree
+from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.models.flops import medusa_flops
+from gpt_jax.models.heads import medusa_params, unembedding_table
+from gpt_jax.objectives.likelihood import next_token
+from gpt_jax.objectives.medusa import medusa_loss
+from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.run import run
+from gpt_jax.training.workdir import prepare, write_json
+from gpt_jax.types import Batch, Params, UserError
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/medusa')
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it writes, and where it goes on from')
+
+VICUNA_7B = {1: (0.560, 0.316, 0.201, 0.147, 0.118), 5: (0.780, 0.563, 0.417, 0.340, 0.300)}
+"""Top-1 and top-5 accuracy of the heads released for Vicuna-7B, from medusa_acc.csv of the paper's repository."""
+
+
+def train(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
+  if not config['base']:
+    raise UserError(f'config.base is missing: name {language.MODEL}')
+  language.sources_of(config['data'])
+  if config['tree']['num_nodes'] < 1:
+    raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
+  make_optimizer(config['optimizer'], config['num_steps'])
+  if config['shared']:
+    frozen = ('unembed_table$', 0.0)
+    config = {**config, 'optimizer': {**config['optimizer'], 'rates': (frozen, *config['optimizer']['rates'])}}
+  prepare(workdir, config)
+  placement = Placement(make_mesh(config['mesh']))
+  base = language.load(config['base'], placement.params, dtype=config['dtype'], stacked=False)
+  tokenizers.save(base.tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  medusa = medusa_of(config, base.model.config)
+  data = generations.data(config, workdir, base, config['base'])
+  language.check_context(base.model.config, data.context)
+  batches = mixture.prefetched(
+    mixture.batches(
+      data.train,
+      data.weights,
+      config['batch_size'],
+      config['seed'],
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+    )
+  )
+
+  @jax.jit
+  def hidden_states(params: Params, batch: Batch) -> jax.Array:
+    inputs, layout, _, _ = next_token(batch)
+    found: Any = base.model.apply(params, inputs, layout, method='features')
+    return found[0]
+
+  def with_hidden(batch: Batch) -> Batch:
+    batch = placement.batch(batch)
+    return {**batch, 'hidden': hidden_states(base.params, batch)}
+
+  def first(like: Params) -> Params:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    table = unembedding_table(base.model.config, base.params)
+    return jax.jit(lambda table: medusa_params(medusa, table), out_shardings=shardings)(table)
+
+  loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None}
+  measured = medusa_loss(medusa, **loss, top=TOPK)
+  last: list[tuple[Params, dict[str, float]]] = []
+
+  def measure(params: Params) -> dict[str, float]:
+    """Everything of the held-out text; of the same parameters it is not asked twice."""
+    if not last or last[0][0] is not params:
+      last[:] = [(params, evaluate(measured, params, map(with_hidden, held_out(data, config['eval_batch_size']))))]
+    return last[0][1]
+
+  def validation(params: Params) -> dict[str, float]:
+    return {name: value for name, value in measure(params).items() if name.endswith(('loss', 'top_1'))}
+
+  def summary(params: Params) -> dict[str, Any]:
+    found = measure(params)
+    table = [[found[f'head_{k + 1}_top_{i + 1}'] for i in range(TOPK)] for k in range(config['num_heads'])]
+    choices = np.diff(np.array(table), prepend=0.0, axis=1)
+    tree = grow_tree(choices, config['tree']['num_nodes'])
+    expected = float(tree.values(choices).sum())
+    write_json(pathlib.Path(workdir) / 'tree.json', tree.to_json())
+    print(accuracies(table))
+    print(f'A tree of {len(tree)} nodes, {tree.max_depth} deep: {expected:.2f} tokens a step expected')
+    return {'accuracies': table, 'expected_tokens': expected}
+
+  state = run(
+    workdir,
+    config,
+    init=lambda key: medusa.init(key, jax.numpy.zeros((1, medusa.config.model_dim))),
+    first=first,
+    loss_fn=medusa_loss(medusa, **loss),
+    source=lambda index, state: [with_hidden(batches(index))],
+    placement=placement,
+    tokens_per_step=lambda index: config['batch_size'] * data.context,
+    flops_per_token=medusa_flops(medusa, data.context),
+    evaluations={'validation': validation},
+    summary=summary,
+    describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
+  )
+  if state is not None:
+    print(f'Done: {workdir} has result.json and tree.json.')
+
+
+def held_out(data: generations.Data, batch_size: int) -> Iterator[Batch]:
+  """This host's part of every held-out row."""
+  for rows in data.validation:
+    yield from in_order(rows, batch_size, jax.process_index(), jax.process_count())
+
+
+def accuracies(table: list[list[float]]) -> str:
+  """How often each head is right with one to five guesses, beside what was published of a larger model."""
+  shown = [
+    [f'head {k + 1}', *row[:5], *(VICUNA_7B[i][k] if k < len(VICUNA_7B[i]) else None for i in VICUNA_7B)]
+    for k, row in enumerate(table)
+  ]
+  names = ['held out', *(f'top-{i + 1}' for i in range(5)), *(f'Vicuna-7B top-{i}' for i in VICUNA_7B)]
+  return tabulate(shown, names, floatfmt='.3f', missingval='')
+
+
+def main(_: Any) -> None:
+  train(command.required(CONFIG).to_dict(), command.required(WORKDIR))
+
+
+if __name__ == '__main__':
+  command.run(main)

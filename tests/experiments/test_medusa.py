@@ -1,0 +1,183 @@
+"""Medusa's heads from the command line to the tree that decoding takes."""
+
+import functools
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import language
+from experiments.heads import load_medusa
+from gpt_jax.decoding.generate import generate
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.training.workdir import read_json
+from gpt_jax.types import UserError
+from tests.experiments import speaker
+from tests.experiments.program import TINY, call, spawn
+from tests.experiments.test_pretrain import TEXT, lines, losses
+
+MEDUSA = 'configs/medusa/tiny.py'
+
+
+@pytest.fixture(scope='session')
+def base(tmp_path_factory) -> pathlib.Path:
+  """A run that knows its text by heart, with the text beside it."""
+  folder = tmp_path_factory.mktemp('base')
+  (folder / 'text.txt').write_text(TEXT * 100)
+  source = f'--config.data.source=file:{folder / "text.txt"}'
+  ended = spawn('pretrain', f'--config={TINY}', source, f'--workdir={folder / "run"}', '--config.num_steps=150')
+  assert ended.code == 0, ended.err
+  return folder / 'run'
+
+
+def flags(base: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
+  source = f'--config.data.source=file:{base.parent / "text.txt"}'
+  return [f'--config={MEDUSA}', f'--config.base={base}', source, f'--workdir={workdir}', *others]
+
+
+@pytest.fixture(scope='session')
+def heads(base, tmp_path_factory) -> tuple[pathlib.Path, str]:
+  workdir = tmp_path_factory.mktemp('medusa') / 'run'
+  ended = spawn('medusa', *flags(base, workdir, '--config.num_steps=60'))
+  assert ended.code == 0, ended.err
+  return workdir, ended.out
+
+
+def test_heads_learn_to_guess_ahead(heads):
+  workdir, out = heads
+  result = json.loads((workdir / 'result.json').read_text())
+  assert np.shape(result['accuracies']) == (3, 10)
+  assert np.array(result['accuracies'])[:, 0].min() > 0.8, 'the text repeats: every head can know it'
+  assert (np.diff(result['accuracies'], axis=1) >= 0).all()
+  assert result['validation_head_1_top_1'] == result['accuracies'][0][0]
+  assert 3 < result['expected_tokens'] < 4 and result['speed']['tokens_per_second'] > 0
+  assert 'Vicuna-7B top-1' in out and '0.560' in out and f'{result["accuracies"][2][4]:.3f}' in out
+  first = next(line for line in lines(workdir) if line['step'] == 0)
+  assert first['validation_head_1_top_1'] < 0.1, 'a head begins as the model itself, which guesses one token less far'
+
+
+def test_what_decoding_takes(heads, base):
+  """Loaded, the heads give the accuracy that the run found; the tree is of its size."""
+  medusa, params, tree = load_medusa(str(heads[0]))
+  assert (medusa.num_heads, medusa.shared) == (3, False) and len(tree) == 16 and tree.max_depth <= 3
+  trained = language.load(str(base))
+  again, _, _ = load_medusa(str(heads[0]), trained.model.config)
+  assert again == medusa
+  ids = trained.tokenizer.encode(TEXT * 2)[:60]
+  features = jax.jit(functools.partial(trained.model.apply, method='features'))
+  hidden, _, _ = features(trained.params, jnp.asarray(ids[None]))
+  guesses = jnp.argmax(medusa.apply(params, hidden), axis=-1)[0]
+  for k in (1, 2, 3):
+    right = guesses[20 : -1 - k, k - 1] == ids[21 + k :]
+    assert right.mean() > 0.7, k
+
+
+def test_the_heads_alone_are_kept(heads):
+  _, params, _ = load_medusa(str(heads[0]))
+  assert set(params['params']) == {'residual_kernel', 'residual_bias', 'unembed_table'}
+  assert read_json(heads[0] / 'result.json')['parameters'] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_broken_off_it_goes_on_bit_for_bit(base, tmp_path, capfd):
+  assert call(capfd, 'medusa', *flags(base, tmp_path / 'whole', '--config.num_steps=10')).code == 0
+  broken = flags(base, tmp_path / 'broken', '--config.num_steps=10')
+  assert call(capfd, 'medusa', *broken).code == 0
+  for name in ('result.json', 'tree.json', 'checkpoints/10'):
+    path = tmp_path / 'broken' / name
+    path.rename(tmp_path / path.name)
+  again = call(capfd, 'medusa', *broken)
+  assert again.code == 0 and 'after step 5' in again.out, again.err
+  assert losses(tmp_path / 'broken') == losses(tmp_path / 'whole')
+  assert (tmp_path / 'broken/tree.json').read_bytes() == (tmp_path / 'whole/tree.json').read_bytes()
+
+
+def test_a_shared_table_is_frozen(base, tmp_path, capfd):
+  ended = call(
+    capfd, 'medusa', *flags(base, tmp_path / 'run', '--config.shared', '--config.optimizer.weight_decay=0.1')
+  )
+  assert ended.code == 0, ended.err
+  medusa, params, _ = load_medusa(str(tmp_path / 'run'))
+  assert medusa.shared
+  table = language.load(str(base)).params['params']['transformer']['embed']['embedding']
+  np.testing.assert_array_equal(params['params']['unembed_table'], table[None])
+  assert losses(tmp_path / 'run')[20] < losses(tmp_path / 'run')[1]
+
+
+@pytest.fixture(scope='module')
+def other(tmp_path_factory) -> pathlib.Path:
+  """A model of other hands, which begins every text with a token and has a chat template."""
+  return speaker.save(tmp_path_factory.mktemp('speaker') / 'model')
+
+
+@pytest.mark.parametrize('prompts', ['text', 'chat'])
+def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, capfd):
+  """Written once, as generate writes it; broken off, it goes on and ends the same."""
+  (base.parent / 'lines.txt').write_text(TEXT.replace('; ', '\n') * 60)
+  source = f'--config.data.source=file:{base.parent / "lines.txt"}'
+  how = [
+    f'--config.generate.prompts={prompts}',
+    '--config.generate.rows=10',
+    '--config.num_steps=2',
+    '--config.num_heads=1',
+  ]
+  workdir = tmp_path / 'run'
+  run = [f'--config={MEDUSA}', f'--config.base={other}', source, f'--workdir={workdir}', *how]
+  assert call(capfd, 'medusa', *run).code == 0
+  path = workdir / 'generations/train.jsonl'
+  whole = path.read_text()
+  made_by, *pairs = map(json.loads, whole.splitlines())
+  assert made_by['model'] == str(other) and len(pairs) == 10
+  assert len((workdir / 'generations/validation.jsonl').read_text().splitlines()) == 5
+  trained = language.load(str(other))
+  (expected,) = generate(
+    trained.model, trained.params, [pairs[6]['prompt']], max_new_tokens=16, sampling=Sampling(temperature=0),
+    stop_ids=trained.tokenizer.conventions.ends,
+  )  # fmt: skip
+  assert pairs[6]['answer'] == expected.tokens.tolist()
+  begin = trained.decode(pairs[6]['prompt'])
+  assert begin.startswith('<s>') if prompts == 'text' else '<|im_start|>user\n' in begin
+  if prompts == 'chat':
+    return
+  path.write_text(whole[: len(whole) * 2 // 3])
+  for name in ('result.json', 'checkpoints'):
+    (workdir / name).rename(tmp_path / name)
+  assert call(capfd, 'medusa', *run).code == 0
+  assert path.read_text() == whole
+  (workdir / 'checkpoints').rename(tmp_path / 'others')
+  assert call(capfd, 'medusa', *run, '--config.generate.temperature=1.0').code == 0
+  assert path.read_text() != whole, 'what was written in another way is not taken'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (['--config.base='], 'config.base is missing'),
+    (['--config.base=/no/such'], '/no/such'),
+    (['--config.num_heads=0'], 'config.num_heads = 0 must be at least 1'),
+    (['--config.data.source='], 'config.data.source is empty'),
+    (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
+    (['--config.generate.rows=4', '--config.generate.prompts=txt'], "did you mean 'text'?"),
+    (['--config.generate.rows=4', '--config.generate.prompts=chat'], 'has no chat template'),
+    (['--config.tree.num_nodes=0'], 'config.tree.num_nodes = 0 must be at least 1'),
+  ],
+)
+def test_bad_input_is_one_line(base, tmp_path, capfd, changes, message):
+  ended = call(capfd, 'medusa', *flags(base, tmp_path / 'run', *changes))
+  assert ended.code == 2, ended
+  said = [line for line in ended.err.splitlines() if line.startswith('error: ')]
+  assert len(said) == 1 and message in said[0], ended.err
+
+
+def test_what_is_no_run_of_heads(base, tmp_path):
+  with pytest.raises(UserError, match='is not the folder of a run'):
+    load_medusa(str(tmp_path))
+  with pytest.raises(UserError, match=r'is not a run of experiments\.medusa'):
+    load_medusa(str(base))
+  os.makedirs(tmp_path / 'run')
+  (tmp_path / 'run/config.json').write_text('{"config": {"num_heads": 2}}')
+  with pytest.raises(UserError, match=r'has no tree\.json'):
+    load_medusa(str(tmp_path / 'run'))
