@@ -61,6 +61,8 @@ class Layout:
   """Number of the packed document from 1, 0 for padding."""
   prefix: Bool[Array | np.ndarray, 'B T']
   """Read in both directions (GLM's part A)."""
+  node: Int[Array | np.ndarray, 'B T'] | None = None
+  """Number in a tree of candidates from 1, 0 for the text before it; None: there is no tree."""
 
 
 def left_to_right(tokens: Int[Array | np.ndarray, 'B T']) -> Layout:

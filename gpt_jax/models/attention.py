@@ -8,7 +8,7 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gpt_jax.models import masks
 from gpt_jax.models.positions import Alibi
@@ -187,8 +187,8 @@ class KeyValues:
   key: Float[Array, '... B S K H']
   value: Float[Array, '... B S K H']
 
-  def write(self, at: Int[Array, ''], key: Float[Array, 'B T K H'], value: Float[Array, 'B T K H']) -> 'KeyValues':
-    return KeyValues(_write(self.key, key, at), _write(self.value, value, at))
+  def write(self, at: Int[Array, 'B'], key: Float[Array, 'B T K H'], value: Float[Array, 'B T K H']) -> 'KeyValues':
+    return KeyValues(written(self.key, key, at), written(self.value, value, at))
 
 
 @struct.dataclass
@@ -200,16 +200,19 @@ class Cache:
 
   layers: tuple[KeyValues, ...]
   layout: Layout
-  length: Int[Array, '']
+  length: Int[Array, 'B']
+  """Tokens read of each row: the slot that the next is written to."""
 
-  def rewound(self, length: Int[Array, '']) -> 'Cache':
-    """The same with the first `length` tokens alone."""
-    kept = jnp.arange(self.layout.segment.shape[1]) < length
+  def rewound(self, length: Int[Array, 'B']) -> 'Cache':
+    """The same with the first `length` tokens of each row alone."""
+    kept = jnp.arange(self.layout.segment.shape[1]) < length[:, None]
     return Cache(self.layers, dataclasses.replace(self.layout, segment=jnp.where(kept, self.layout.segment, 0)), length)
 
   def extend_layout(self, layout: Layout) -> Layout:
-    return jax.tree.map(lambda old, new: _write(old, new, self.length), self.layout, layout)
+    return jax.tree.map(lambda old, new: written(old, new, self.length), self.layout, layout)
 
 
-def _write(old: jax.Array, new: jax.Array, at: Int[Array, '']) -> jax.Array:
-  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
+def written(old: Shaped[Array, 'B S *X'], new: Shaped[Array, 'B T *X'], at: Int[Array, 'B']) -> Shaped[Array, 'B S *X']:
+  """The old rows with the new ones in slots `at` and after; they must fit."""
+  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+  return jax.vmap(write)(old, new.astype(old.dtype), at)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
+import numpy as np
 
 from gpt_jax.types import Layout
 
@@ -81,6 +82,25 @@ class Band(Mask):
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree(Mask):
+  """Of a tree of candidates, a node sees itself and those it descends from; everyone sees the text before the tree.
+
+  Joined to another mask by &, as siblings stand at the same place (Medusa, figure 2; SpecInfer, section 4).
+  """
+
+  parents: tuple[int, ...]
+  """Of each node, numbered from 0; a root has -1. Parents come before their children."""
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    assert queries.node is not None and keys.node is not None
+    seen = np.eye(len(self.parents) + 1, dtype=bool)
+    seen[:, 0] = True
+    for node, parent in enumerate(self.parents, 1):
+      seen[node] |= seen[parent + 1]
+    return jnp.asarray(seen)[queries.node[:, :, None], keys.node[:, None, :]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,7 +236,7 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
   shape = (*stack, batch, length, config.num_kv_heads, config.head_width)
   empty = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
   zeros = jnp.zeros((batch, length), jnp.int32)
-  return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros((), jnp.int32))
+  return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros(batch, jnp.int32))
 
 
 def unstack(params: Params) -> Params:

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.models.masks import Band, Causal, Prefix, SameSegment
+from gpt_jax.models.masks import Band, Causal, Prefix, SameSegment, Tree
+from gpt_jax.types import Layout
 from tests.models.layouts import random_layout
 
 causal = lambda q, k: k['order'] <= q['order']
@@ -53,6 +54,20 @@ def test_mask_is_its_definition(name):
       want = brute_force(allowed, asking, keys)
       np.testing.assert_array_equal(mask(asking, keys), want)
       assert want.any() and not want.all()
+
+
+def test_of_a_tree_a_node_sees_the_text_and_the_way_to_itself():
+  """Text, then a tree whose siblings stand at one place, then slots of an older tree that nobody wrote."""
+  parents = (-1, 0, 0, 1, 2, 2)
+  order = np.array([[0, 1, 2, 3, 4, 4, 5, 5, 5, 3]])
+  node = np.array([[0, 0, 0, 1, 2, 3, 4, 5, 6, 0]])
+  segment = np.array([[1] * 9 + [0]])
+  keys = Layout(order, order, 0 * order, segment, order < 0, node)
+  queries = jax.tree.map(lambda x: x[:, 3:9], keys)
+  mask = Causal() & Tree(parents) & SameSegment()
+  ways = [{0}, {0, 1}, {0, 2}, {0, 1, 3}, {0, 2, 4}, {0, 2, 5}]
+  want = [[True] * 3 + [other in way for other in range(6)] + [False] for way in ways]
+  np.testing.assert_array_equal(mask(queries, keys), [want])
 
 
 @pytest.mark.parametrize('name', CASES)
