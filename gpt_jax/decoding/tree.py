@@ -6,7 +6,7 @@ import functools
 import heapq
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from gpt_jax.types import UserError
@@ -57,24 +57,18 @@ class Tree:
     return int(self.depths.max())
 
   @functools.cached_property
-  def ancestors(self) -> Bool[np.ndarray, 'nodes nodes']:
-    """[i, j]: node j is on the way from the root to node i, both included: what node i may see."""
-    ancestors = np.eye(len(self), dtype=bool)
+  def paths(self) -> Int[np.ndarray, 'nodes depth']:
+    """The nodes from the root to each node, which is repeated up to the depth of the tree."""
+    paths = np.zeros((len(self), self.max_depth + 1), np.int32)
     for node, parent in enumerate(self.parents[1:], 1):
-      ancestors[node] |= ancestors[parent]
-    return ancestors
-
-  @functools.cached_property
-  def paths(self) -> Int[np.ndarray, 'leaves depth']:
-    """The nodes from the root to each leaf, leaves in order; -1 behind the end of a path that is not of full depth."""
-    leaves = [node for node in range(len(self)) if node not in self.parents]
-    paths = np.full((len(leaves), self.max_depth + 1), -1, np.int32)
-    for row, leaf in enumerate(leaves):
-      node = leaf
-      while node != -1:
-        paths[row, self.depths[node]] = node
-        node = self.parents[node]
+      paths[node] = paths[parent]
+      paths[node, self.depths[node] :] = node
     return paths
+
+  @property
+  def is_chain(self) -> bool:
+    """Whether every node but the last has one child."""
+    return self.parents == tuple(range(-1, len(self) - 1))
 
   def values(self, accuracies: Float[np.ndarray, 'M k'] | Sequence[Sequence[float]]) -> Float[np.ndarray, 'nodes']:
     """The chance that each node is right, were the heads right independently: products along the ways from the root.
