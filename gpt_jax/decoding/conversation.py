@@ -5,10 +5,11 @@ import itertools
 
 import numpy as np
 
+from gpt_jax.decoding.acceptance import Rejection, Typical
+from gpt_jax.decoding.drafts import Alone, Draft
 from gpt_jax.decoding.generate import Completion, Prompt, Request, write
 from gpt_jax.decoding.sampling import Sampling
-from gpt_jax.decoding.steps import bucket, empty, grown, prefill, row_keys, unstacked
-from gpt_jax.models.attention import Cache
+from gpt_jax.decoding.steps import Manner, State, empty, grown, padded, row_keys, unstacked
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.types import Params
 
@@ -27,13 +28,15 @@ class Conversation:
     model: without dropout.
     params: of the model.
     context: the length that the model was made for; None: that of its learned positions, if it has any.
+    draft: of the candidates that the model reads at once, as of `generate.stream`.
   """
 
-  def __init__(self, model: LanguageModel, params: Params, context: int | None = None):
+  def __init__(self, model: LanguageModel, params: Params, context: int | None = None, draft: Draft = Alone()):
+    self.draft = draft
     self.model, self.params = unstacked(model, params)
     positions = self.model.config.positions
     self.context = positions.length if context is None and positions is not None else context
-    self._cache: Cache | None = None
+    self._state: State | None = None
     self._read: list[int] = []
 
   def stream(
@@ -47,6 +50,7 @@ class Conversation:
     decode: Callable[[Sequence[int]], str] | None = None,
     seed: int = 0,
     stride: int = 16,
+    acceptance: Rejection | Typical = Rejection(),
   ) -> Iterator[Completion]:
     """What the model adds to the text, as it comes; the arguments are those of `generate.stream`.
 
@@ -56,31 +60,24 @@ class Conversation:
       UserError: an empty text, an unknown token, a text longer than the context, or a number outside its range.
     """
     text = [int(token) for token in text]
-    request = Request(max_new_tokens, sampling, stop_ids, stop, decode, stride)
-    request.check(self.model.config, [text], self.context)
+    request = Request(max_new_tokens, Manner(sampling, acceptance, stride), stop_ids, stop, decode, self.draft)
+    request.check(self.model, [text], self.context)
     return self._stream(text, request, seed)
 
   def _stream(self, text: list[int], request: Request, seed: int) -> Iterator[Completion]:
     start = self._known(text)
-    new = np.array(text[start:], np.int32)
-    # Padding is behind the new tokens, where the next ones go: so a token's slot is its place in the text.
-    length = bucket(len(new))
-    tokens, segment = np.zeros((2, 1, length), np.int32)
-    tokens[0, : len(new)], segment[0, : len(new)] = new, 1
-    cache = self._with_room(max(start + length, len(text) + request.max_new_tokens))
-    self._cache, self._read = None, []  # it is given away: who leaves early, leaves none
-    stops, keys = request.stops(self.model.config.vocab_size), row_keys(seed, np.arange(1))
-    state, drawn = prefill(
-      self.model, request.sampling, self.params, cache, tokens, segment, start, len(new), stops, keys
-    )
-    pieces = write(self.model, self.params, state, drawn, request)
+    tokens, counts = padded([text[start:]])
+    state = self._with_room(max(start + tokens.shape[1], request.room(len(text))))
+    self._state, self._read = None, []  # it is given away: who leaves early, leaves none
+    keys = row_keys(seed, np.arange(1))
+    pieces = write(self.model, self.params, request, state, tokens, np.full_like(counts, start), counts, keys)
     written: list[int] = []
     while True:
       try:
         (piece,) = next(pieces)
       except StopIteration as end:
         # The last token was drawn and not read.
-        self._cache, self._read = end.value.cache, [*text, *written[:-1]]
+        self._state, self._read = end.value, [*text, *written[:-1]]
         return
       written += piece.tokens.tolist()
       yield piece
@@ -92,11 +89,13 @@ class Conversation:
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._read, text[:-1], strict=False))
     return sum(1 for _ in same)
 
-  def _with_room(self, needed: int) -> Cache:
-    held = 0 if self._cache is None else self._cache.layout.segment.shape[1]
-    if self._cache is not None and needed <= held:
-      return self._cache
+  def _with_room(self, needed: int) -> State:
+    held = 0 if self._state is None else self._state.text.shape[1]
+    if self._state is not None and needed <= held:
+      return self._state
     room = max(held, LEAST_ROOM)
     while room < needed:
       room *= 2
-    return empty(self.model, 1, room) if self._cache is None else grown(self.model, self._cache, room)
+    if self._state is None:
+      return empty(self.model, self.draft, 1, room)
+    return grown(self.model, self.draft, self._state, room)

@@ -1,28 +1,31 @@
-"""Text from a language model: prompts are read at once, then tokens are drawn one by one from a cache."""
+"""Text from a language model: prompts are read at once, then tokens are drawn from a cache."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 import dataclasses
 from typing import Literal
 
 import jax
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
+from gpt_jax.decoding.acceptance import Rejection, Typical
+from gpt_jax.decoding.drafts import Alone, Draft
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import (
-  Drawn,
+  Manner,
   State,
   Tokens,
+  begin,
   bucket,
   decode_tokens,
   empty,
-  left_padded,
+  padded,
   prefill,
+  repeated,
   row_keys,
   unstacked,
 )
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import Params, UserError
 
 Prompt = Sequence[int] | Tokens
@@ -39,6 +42,12 @@ class Completion:
   """Of each token under the model itself: temperature 1, no top-k, no top-p."""
   finish: Finish
   """A stop id or string was drawn, or max_new_tokens were; None: it goes on."""
+  steps: int = 0
+  """Times that the model read for these tokens, the prompt not counted."""
+  tried: int = 0
+  """Candidates of the draft that were weighed: of each step those kept and, if there is one, the next."""
+  kept: int = 0
+  """Of those tried: kept / tried is the acceptance rate alpha."""
 
 
 def generate(
@@ -55,22 +64,31 @@ def generate(
   stride: int = 16,
   context: int | None = None,
   first_row: int = 0,
+  num_samples: int = 1,
+  draft: Draft = Alone(),
+  acceptance: Rejection | Typical = Rejection(),
 ) -> list[Completion]:
   """Completions of all prompts, in one batch; the arguments are those of `stream`."""
   pieces = list(
     stream(
       model, params, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, stop=stop,
-      decode=decode, seed=seed, stride=stride, context=context, first_row=first_row,
+      decode=decode, seed=seed, stride=stride, context=context, first_row=first_row, num_samples=num_samples,
+      draft=draft, acceptance=acceptance,
     )
   )  # fmt: skip
-  return [
-    Completion(
-      np.concatenate([piece.tokens for piece in row]),
-      np.concatenate([piece.log_probabilities for piece in row]),
-      row[-1].finish,
-    )
-    for row in zip(*pieces, strict=True)
-  ]
+  return [joined(row) for row in zip(*pieces, strict=True)]
+
+
+def joined(pieces: Sequence[Completion]) -> Completion:
+  """The pieces of one row as a whole."""
+  return Completion(
+    np.concatenate([piece.tokens for piece in pieces]),
+    np.concatenate([piece.log_probabilities for piece in pieces]),
+    pieces[-1].finish,
+    sum(piece.steps for piece in pieces),
+    sum(piece.tried for piece in pieces),
+    sum(piece.kept for piece in pieces),
+  )
 
 
 def stream(
@@ -87,29 +105,37 @@ def stream(
   stride: int = 16,
   context: int | None = None,
   first_row: int = 0,
+  num_samples: int = 1,
+  draft: Draft = Alone(),
+  acceptance: Rejection | Typical = Rejection(),
 ) -> Iterator[list[Completion]]:
-  """What was added to each prompt, first by one token, then by up to `stride` a time, until every row is finished.
+  """What was added to each prompt, first by one token, then by about `stride` a time, until every row is finished.
 
-  Prompts may differ in length. Masks with `Prefix` read them in both directions. Token t of row r is drawn by random
-  numbers of (seed, first_row + r, t) alone. `stop` strings are looked for in what `decode` makes of the new tokens.
-  `context` is the length the model was made for; None: that of its learned positions, if it has any. A program is
-  compiled for each number of prompts, bucket of lengths (see `bucket`), sampling and stride, and used again.
+  Prompts may differ in length. Masks with `Prefix` read them in both directions. Each is read once and written on from
+  `num_samples` times: the rows of a prompt follow one another. Token t of row r is drawn by random numbers of
+  (seed, first_row + r, t) alone. `stop` strings are looked for in what `decode` makes of the new tokens. `context` is
+  the length the model was made for; None: that of its learned positions, if it has any.
+
+  A `draft` proposes tokens of which the model reads several at once: the text is distributed as without it, greedy text
+  is the same, unless `acceptance` is `Typical`. A program is compiled for each number of prompts, bucket of lengths
+  (see `bucket`), sampling, stride and kind of draft, and used again.
 
   Raises:
     UserError: an empty prompt, an unknown token, a text longer than the context, or a number outside its range.
   """
   model, params = unstacked(model, params)
-  request = Request(max_new_tokens, sampling, stop_ids, stop, decode, stride)
-  request.check(model.config, prompts, context)
+  request = Request(max_new_tokens, Manner(sampling, acceptance, stride), stop_ids, stop, decode, draft)
+  request.check(model, prompts, context)
+  if num_samples < 1:
+    raise UserError(f'num_samples = {num_samples} must be at least 1')
 
   def pieces() -> Iterator[list[Completion]]:
-    tokens, segment = left_padded(prompts)
-    rows, length = tokens.shape
-    stops = request.stops(model.config.vocab_size)
-    keys = row_keys(seed, np.arange(first_row, first_row + rows))
-    cache = empty(model, rows, bucket(length + max_new_tokens))
-    state, drawn = prefill(model, sampling, params, cache, tokens, segment, 0, length, stops, keys)
-    yield from write(model, params, state, drawn, request)
+    tokens, counts = padded(prompts)
+    first = first_row * num_samples
+    keys = row_keys(seed, np.arange(first, first + len(prompts) * num_samples))
+    state = empty(model, draft, len(prompts), request.room(tokens.shape[1]))
+    start = np.zeros_like(counts)
+    yield from write(model, params, request, state, tokens, start, counts, keys)
 
   return pieces()
 
@@ -119,11 +145,15 @@ class Request:
   """How to write on; the fields are arguments of `stream`."""
 
   max_new_tokens: int
-  sampling: Sampling
+  manner: Manner
   stop_ids: Sequence[int]
   stop: Sequence[str]
   decode: Callable[[Sequence[int]], str] | None
-  stride: int
+  draft: Draft
+
+  def room(self, length: int) -> int:
+    """The slots that it takes to write on from `length` tokens, candidates included."""
+    return bucket(length + self.max_new_tokens + len(self.draft.tree))
 
   def stops(self, vocab_size: int) -> Bool[np.ndarray, 'V']:
     """Which tokens end a text."""
@@ -131,11 +161,12 @@ class Request:
     stops[list(self.stop_ids)] = True
     return stops
 
-  def check(self, config: TransformerConfig, prompts: Sequence[Prompt], context: int | None) -> None:
+  def check(self, model: LanguageModel, prompts: Sequence[Prompt], context: int | None) -> None:
     """Raises UserError where `stream` would."""
+    config = model.config
     if not prompts:
       raise UserError('prompts is empty; give at least one')
-    for name, number in (('max_new_tokens', self.max_new_tokens), ('stride', self.stride)):
+    for name, number in (('max_new_tokens', self.max_new_tokens), ('stride', self.manner.stride)):
       if number < 1:
         raise UserError(f'{name} = {number} must be at least 1')
     ids_by_name = [(f'prompts[{row}]', prompt) for row, prompt in enumerate(prompts)] + [('stop_ids', self.stop_ids)]
@@ -156,6 +187,8 @@ class Request:
           f'prompts[{row}] of {len(prompt)} tokens and max_new_tokens = {self.max_new_tokens} exceed the context of '
           f'{limit}; shorten the prompt or lower max_new_tokens'
         )
+    self.manner.acceptance.check(self.manner.sampling, self.draft.tree)
+    self.draft.check(model, max(map(len, prompts)) + self.max_new_tokens)
 
   def stop_end(self, written: Sequence[int], new: Sequence[int]) -> int | None:
     """How many of the new tokens it takes to complete a stop string; None: there is none."""
@@ -167,34 +200,44 @@ class Request:
 
 
 def write(
-  model: LanguageModel, params: Params, state: State, drawn: Drawn, request: Request
+  model: LanguageModel,
+  params: Params,
+  request: Request,
+  state: State,
+  tokens: Int[np.ndarray, 'B T'],
+  start: Int[np.ndarray, 'B'],
+  counts: Int[np.ndarray, 'B'],
+  keys: Key[Array, 'M'],
 ) -> Generator[list[Completion], None, State]:
-  """Writes on from what `prefill` gave; returns the state in which the last tokens were drawn."""
+  """Reads the first `counts` of the tokens behind the first `start` that the state has read, and writes on from there.
+
+  With more keys than texts, each text is written on from as often. Returns the state in which the last tokens were
+  drawn.
+  """
   stops = request.stops(model.config.vocab_size)
-  rows = len(drawn.done)
-  written: list[list[int]] = [[] for _ in range(rows)]
-  finishes: list[Finish] = [None] * rows
-  count = 1
+  limit = np.int32(request.max_new_tokens)
+  state, logits = prefill(model, params, request.draft, state, tokens, start, counts)
+  if len(keys) != len(counts):
+    state, logits = repeated((state, logits), len(keys) // len(counts))
+  state, drawn = begin(request.manner, state, logits, keys, stops, limit)
+  written: list[list[int]] = [[] for _ in range(len(keys))]
+  finishes: list[Finish] = [None] * len(keys)
   while True:
-    tokens, log_probabilities, valid, ends = jax.device_get(
-      (drawn.tokens, drawn.log_probabilities, drawn.valid, drawn.done)
-    )
+    drawn = jax.device_get(drawn)
     pieces = []
-    for row in range(rows):
-      added = 0 if finishes[row] else int(valid[row].sum())
-      new = tokens[row, :added]
+    for row in range(len(keys)):
+      added = 0 if finishes[row] else int(drawn.count[row])
+      new = drawn.tokens[row, :added]
       if (end := request.stop_end(written[row], new.tolist())) is not None:
         added, finishes[row] = end, 'stop'
-      elif ends[row]:
-        finishes[row] = finishes[row] or 'stop'
-      elif count == request.max_new_tokens:
-        finishes[row] = finishes[row] or 'length'
+      elif drawn.done[row]:
+        last = new[-1] if added else None
+        finishes[row] = finishes[row] or ('stop' if last is not None and stops[last] else 'length')
       written[row] += new[:added].tolist()
-      pieces.append(Completion(new[:added], log_probabilities[row, :added], finishes[row]))
+      numbers = (int(counts[row]) for counts in (drawn.steps, drawn.tried, drawn.kept))
+      pieces.append(Completion(new[:added], drawn.log_probabilities[row, :added], finishes[row], *numbers))
     yield pieces
     if all(finishes):
       return state
-    steps = min(request.stride, request.max_new_tokens - count)
     done = np.array([finish is not None for finish in finishes])
-    state, drawn = decode_tokens(model, request.sampling, request.stride, params, state, done, stops, steps)
-    count += steps
+    state, drawn = decode_tokens(model, request.manner, params, request.draft, state, done, stops, limit)

@@ -1,4 +1,4 @@
-"""What decoding does on the device: read a piece of text into a cache, then draw tokens one by one."""
+"""What decoding does on the device: read texts into a cache, then write on, a few candidates read in each step."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,13 +11,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
-from gpt_jax.decoding.sampling import Sampling
-from gpt_jax.models.attention import Cache
+from gpt_jax.decoding.acceptance import Rejection, Typical
+from gpt_jax.decoding.drafts import Draft, Text, node_layout, prompt_layout
+from gpt_jax.decoding.sampling import Sampling, Seen
+from gpt_jax.decoding.tree import Tree
+from gpt_jax.models import masks
+from gpt_jax.models.attention import Cache, KeyValues, written
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import empty_cache, unstack
 from gpt_jax.types import Layout, Params
 
 Tokens = Int[np.ndarray, '_']
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+  """How tokens are chosen: what a program is compiled for, besides shapes and the draft's tree."""
+
+  sampling: Sampling = Sampling()
+  acceptance: Rejection | Typical = Rejection()
+  stride: int = 16
+  """Tokens of a row after which a call returns."""
 
 
 def bucket(length: int) -> int:
@@ -26,14 +40,13 @@ def bucket(length: int) -> int:
   return -(-length // step) * step
 
 
-def left_padded(prompts: Sequence[Sequence[int] | Tokens]) -> tuple[Int[np.ndarray, 'B T'], Int[np.ndarray, 'B T']]:
-  """Prompts as rows of one bucket that end together, and their segments: 1, or 0 for the padding before them."""
-  length = bucket(max(map(len, prompts)))
-  tokens, segment = np.zeros((2, len(prompts), length), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens[row, length - len(prompt) :] = prompt
-    segment[row, length - len(prompt) :] = 1
-  return tokens, segment
+def padded(texts: Sequence[Sequence[int] | Tokens]) -> tuple[Int[np.ndarray, 'B T'], Int[np.ndarray, 'B']]:
+  """Texts as rows of one bucket, padding behind them, where the next tokens go; and how many tokens each has."""
+  counts = np.array([len(text) for text in texts], np.int32)
+  tokens = np.zeros((len(texts), bucket(int(counts.max()))), np.int32)
+  for row, text in enumerate(texts):
+    tokens[row, : len(text)] = text
+  return tokens, counts
 
 
 def unstacked(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
@@ -49,61 +62,55 @@ def unstacked(model: LanguageModel, params: Params) -> tuple[LanguageModel, Para
 
 @struct.dataclass
 class State:
-  """A text being written: all before its last token is in the cache."""
+  """Texts being written: all of each but its last token is in the cache."""
 
   cache: Cache
-  last: Int[Array, 'B']
+  text: Int[Array, 'B S']
+  """By slot: a token's is its place in the text, so the last one's is the length of the cache."""
   keys: Key[Array, 'B']
-  count: Int[Array, '']
+  count: Int[Array, 'B']
   """Tokens drawn."""
+  done: Bool[Array, 'B']
+  draft: Any
+  """What the draft keeps."""
 
 
 @struct.dataclass
 class Drawn:
-  """The tokens of one call; a row's are valid up to the stop id it ends on. On the host its arrays are numpy's."""
+  """The tokens of one call, the first `count` of each row. On the host its arrays are numpy's."""
 
   tokens: Int[Array | np.ndarray, 'B T']
   log_probabilities: Float[Array | np.ndarray, 'B T']
-  valid: Bool[Array | np.ndarray, 'B T']
+  count: Int[Array | np.ndarray, 'B']
   done: Bool[Array | np.ndarray, 'B']
+  steps: Int[Array | np.ndarray, 'B']
+  """Times that the model read for a row."""
+  tried: Int[Array | np.ndarray, 'B']
+  """Candidates that were weighed: of each step those kept and, if there is one, the next."""
+  kept: Int[Array | np.ndarray, 'B']
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames='cache')
-def prefill(
-  model: LanguageModel,
-  sampling: Sampling,
-  params: Params,
-  cache: Cache,
-  tokens: Int[Array, 'B T'],
-  segment: Int[Array, 'B T'],
-  start: Int[Array, ''],
-  end: Int[Array, ''],
-  stops: Bool[Array, 'V'],
-  keys: Key[Array, 'B'],
-) -> tuple[State, Drawn]:
-  """Reads tokens behind the first `start` of the cache and draws the next, from the logits of the last place alone.
-
-  Tokens from `end` on are padding, and so are those of segment 0. What the cache held behind `start` is forgotten.
-  """
-  order = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-  position = jnp.maximum(start + jnp.cumsum(segment, axis=1) - 1, 0)
-  layout = Layout(order, position, jnp.zeros_like(order), segment, segment > 0)
-  logits, cache = _read(model, params, tokens, layout, cache.rewound(start), end)
-  state = State(cache.rewound(start + end), jnp.zeros(len(tokens), jnp.int32), keys, jnp.zeros((), jnp.int32))
-  return _draw(sampling, stops, state, _nothing(len(tokens), 1), logits, 0)
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def empty(model: LanguageModel, draft: Draft, rows: int, length: int) -> State:
+  """Room for `length` tokens of each row, in which nothing is read."""
+  zeros = jnp.zeros(rows, jnp.int32)
+  keys = jnp.broadcast_to(jax.random.key(0), rows)
+  text = jnp.zeros((rows, length), jnp.int32)
+  return State(
+    empty_cache(model.config, rows, length), text, keys, zeros, zeros.astype(bool), draft.empty(rows, length)
+  )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def empty(model: LanguageModel, rows: int, length: int) -> Cache:
-  """A cache for `length` tokens of each row, in which nothing is read."""
-  return empty_cache(model.config, rows, length)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def grown(model: LanguageModel, draft: Draft, state: State, length: int) -> State:
+  """The same with room for `length` tokens a row."""
+  larger = jax.eval_shape(lambda: empty(model, draft, len(state.text), length))
 
+  def widened(old: jax.Array, new: jax.ShapeDtypeStruct) -> jax.Array:
+    more = [after - before for before, after in zip(old.shape, new.shape, strict=True)]
+    return jnp.pad(old, [(0, size) for size in more]) if any(more) else old
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def grown(model: LanguageModel, cache: Cache, length: int) -> Cache:
-  """The same cache with room for `length` tokens."""
-  larger = empty_cache(model.config, len(cache.layout.segment), length)
-  return jax.tree.map(lambda new, old: jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim), larger, cache)
+  return jax.tree.map(widened, state, larger)
 
 
 def row_keys(seed: int, rows: Int[np.ndarray, 'B']) -> Key[Array, 'B']:
@@ -111,70 +118,223 @@ def row_keys(seed: int, rows: Int[np.ndarray, 'B']) -> Key[Array, 'B']:
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.asarray(rows))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames='state')
+@functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
+def prefill(
+  model: LanguageModel,
+  params: Params,
+  draft: Draft,
+  state: State,
+  tokens: Int[Array, 'B T'],
+  start: Int[Array, 'B'],
+  count: Int[Array, 'B'],
+) -> tuple[State, Float[Array, 'B V']]:
+  """Reads the first `count` of the tokens behind the first `start` of each text; gives the logits of the next token.
+
+  What was held behind `start` is forgotten. The state holds all of each text in its cache, until `begin`.
+  """
+  cache = state.cache.rewound(start)
+  hidden, unembed, cache = _read(model, params, tokens, prompt_layout(tokens, start, count), cache)
+  last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)[:, 0]
+  state = dataclasses.replace(
+    state,
+    cache=cache.rewound(start + count),
+    text=written(state.text, tokens, start),
+    draft=draft.read(state.draft, tokens, start, count, last),
+  )
+  return state, unembed(last)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def repeated(tree: Any, times: int) -> Any:
+  """Every row of arrays as often, one after the other."""
+  return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnames='state')
+def begin(
+  manner: Manner,
+  state: State,
+  logits: Float[Array, 'B V'],
+  keys: Key[Array, 'B'],
+  stops: Bool[Array, 'V'],
+  limit: Int[Array, ''],
+) -> tuple[State, Drawn]:
+  """Draws the first token after texts that were read."""
+  rows, end = len(keys), state.cache.length
+  state = dataclasses.replace(state, keys=keys, count=jnp.zeros_like(end), done=jnp.zeros(rows, bool))
+  seen = Seen(state.text, jnp.arange(state.text.shape[1]) < end[:, None])
+  token = manner.acceptance.first(manner.sampling, _keys(state, 0), manner.sampling.processed(logits, seen))
+  state = dataclasses.replace(state, text=written(state.text, token[:, None], end))
+  log_probability = _log_probability(logits[:, None], token[:, None])
+  valid = jnp.ones((rows, 1), bool)
+  return _added(state, _nothing(rows, 1), token[:, None], log_probability, valid, stops, limit)[:2]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames='state')
 def decode_tokens(
   model: LanguageModel,
-  sampling: Sampling,
-  stride: int,
+  manner: Manner,
   params: Params,
+  draft: Draft,
   state: State,
   done: Bool[Array, 'B'],
   stops: Bool[Array, 'V'],
-  steps: Int[Array, ''],
+  limit: Int[Array, ''],
 ) -> tuple[State, Drawn]:
-  """Draws `steps` tokens, at most `stride`, or fewer when every row is done before."""
+  """Writes until a row has `stride` new tokens or all are done: by a stop id, or having drawn `limit` tokens in all."""
 
-  def unfinished(carry: tuple[Int[Array, ''], State, Drawn]) -> Bool[Array, '']:
-    step, _, drawn = carry
-    return (step < steps) & ~jnp.all(drawn.done)
+  def unfinished(carry: tuple[State, Drawn]) -> Bool[Array, '']:
+    state, drawn = carry
+    return ~jnp.all(state.done) & (jnp.max(drawn.count) < manner.stride)
 
-  def body(carry: tuple[Int[Array, ''], State, Drawn]) -> tuple[Int[Array, ''], State, Drawn]:
-    step, state, drawn = carry
-    logits, cache = _read(model, params, state.last[:, None], _next(state.cache), state.cache)
-    state, drawn = _draw(sampling, stops, dataclasses.replace(state, cache=cache), drawn, logits, step)
-    return step + 1, state, drawn
+  def body(carry: tuple[State, Drawn]) -> tuple[State, Drawn]:
+    return _step(model, manner, params, draft, *carry, stops, limit)
 
-  drawn = dataclasses.replace(_nothing(len(done), stride), done=done)
-  return jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state, drawn))[1:]
+  state = dataclasses.replace(state, done=state.done | done)
+  return jax.lax.while_loop(unfinished, body, (state, _nothing(len(done), manner.stride + draft.tree.max_depth)))
+
+
+def _step(
+  model: LanguageModel,
+  manner: Manner,
+  params: Params,
+  draft: Draft,
+  state: State,
+  drawn: Drawn,
+  stops: Bool[Array, 'V'],
+  limit: Int[Array, ''],
+) -> tuple[State, Drawn]:
+  """Proposes candidates, reads them all, keeps some and draws the token after them."""
+  tree, sampling, at = draft.tree, manner.sampling, state.cache.length
+  text = Text(state.text, at, at + jnp.maximum(limit - state.count, 0))
+  draft_keys, accept_keys = jnp.moveaxis(jax.vmap(jax.random.split)(_keys(state, 1)), 1, 0)
+  proposal = draft.propose(state.draft, text, sampling, draft_keys)
+  nodes = jnp.concatenate([text.ending(1), proposal.tokens], axis=1)
+
+  layout = node_layout(at, np.array(tree.depths), text.end)
+  hidden, unembed, cache = _read_tree(model, params, tree, nodes, layout, state.cache)
+  logits = unembed(hidden)
+  weighed = _processed(sampling, tree, logits, nodes, text)
+  accepted = manner.acceptance(sampling, tree, weighed, nodes, proposal.log_q, _keys(state, 0), accept_keys)
+
+  path = jnp.asarray(tree.paths)[accepted.node]
+  depth = jnp.asarray(tree.depths)[accepted.node]
+  places = jnp.arange(tree.max_depth + 1)
+  following = jnp.take_along_axis(nodes, jnp.roll(path, -1, axis=1), axis=1)
+  tokens = jnp.where(places == depth[:, None], accepted.token[:, None], following)
+  log_probabilities = _log_probability(jnp.take_along_axis(logits, path[..., None], axis=1), tokens)
+
+  cache = cache if tree.is_chain else _moved(state.cache, cache, path)
+  last = jnp.take_along_axis(hidden, accepted.node[:, None, None], axis=1)[:, 0]
+  text_tokens = written(state.text, tokens, at + 1)
+  was_done = state.done
+  state = dataclasses.replace(state, cache=cache, text=text_tokens, draft=draft.follow(proposal.state, last))
+  state, drawn, added = _added(state, drawn, tokens, log_probabilities, places <= depth[:, None], stops, limit)
+  state = dataclasses.replace(state, cache=state.cache.rewound(at + added))
+  weighed_candidates = jnp.minimum(depth + 1, tree.max_depth)
+  count = lambda old, new: old + jnp.where(was_done, 0, new)
+  return state, dataclasses.replace(
+    drawn,
+    steps=count(drawn.steps, 1),
+    tried=count(drawn.tried, weighed_candidates),
+    kept=count(drawn.kept, depth),
+  )
 
 
 def _read(
-  model: LanguageModel, params: Params, tokens: Int[Array, 'B T'], layout: Layout, cache: Cache, end: Any = 1
-) -> tuple[Float[Array, 'B V'], Cache]:
-  """The logits that follow the first `end` tokens, and the cache with all of them."""
+  model: LanguageModel, params: Params, tokens: Int[Array, 'B T'], layout: Layout, cache: Cache
+) -> tuple[Float[Array, 'B T D'], Any, Cache]:
   result: Any = model.apply(params, tokens, layout, cache, method='features')
-  hidden, unembed, cache = result
-  return unembed(jax.lax.dynamic_index_in_dim(hidden, end - 1, axis=1, keepdims=False)), cache
+  return result
 
 
-def _next(cache: Cache) -> Layout:
-  """Where the token after the last one read stands."""
-  last = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, cache.length - 1, 1, axis=1), cache.layout)
-  return dataclasses.replace(last, order=last.order + 1, position=last.position + 1, prefix=jnp.zeros_like(last.prefix))
+def _read_tree(
+  model: LanguageModel, params: Params, tree: Tree, nodes: Int[Array, 'B N'], layout: Layout, cache: Cache
+) -> tuple[Float[Array, 'B N D'], Any, Cache]:
+  """Reads candidates: in a chain each sees those before it, in a tree those that it descends from."""
+  if tree.is_chain:
+    return _read(model, params, nodes, layout, cache)
+  mask = masks.Tree(tree.parents)
+  patterns = tuple(dataclasses.replace(pattern, mask=pattern.mask & mask) for pattern in model.config.attention)
+  model = model.copy(config=dataclasses.replace(model.config, attention=patterns))
+  numbers = jnp.broadcast_to(1 + jnp.arange(len(tree)), nodes.shape)
+  held = dataclasses.replace(cache.layout, node=jnp.zeros_like(cache.layout.order))
+  return _read(model, params, nodes, dataclasses.replace(layout, node=numbers), dataclasses.replace(cache, layout=held))
+
+
+def _moved(before: Cache, cache: Cache, path: Int[Array, 'B T']) -> Cache:
+  """The cache with the nodes of a path where a text's next tokens stand, instead of the whole tree."""
+  at = before.length
+  slots = at[:, None] + path
+
+  def move(layer: jax.Array) -> jax.Array:
+    return written(layer, jnp.take_along_axis(layer, slots[:, :, None, None], axis=1), at)
+
+  layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
+  # They stand in the layout as the nodes do: the first of the path at the root's place.
+  layout = jax.tree.map(
+    lambda old, new: written(old, jnp.take_along_axis(new, slots, axis=1), at),
+    before.layout,
+    dataclasses.replace(cache.layout, node=None),
+  )
+  return Cache(layers, layout, cache.length)
+
+
+def _processed(
+  sampling: Sampling, tree: Tree, logits: Float[Array, 'B N V'], nodes: Int[Array, 'B N'], text: Text
+) -> Float[Array, 'B N V']:
+  """What the processors make of the logits after each node, which follows the text and the path to it."""
+  if not sampling.processors:
+    return logits
+  count = len(tree)
+  paths = nodes[:, tree.paths]  # [B, N, depth + 1]
+  repeat = lambda x: jnp.repeat(x, count, axis=0)
+  last = repeat(text.last)
+  tokens = written(repeat(text.tokens), paths.reshape(-1, paths.shape[-1]), last)
+  ends = last + jnp.tile(jnp.asarray(tree.depths), len(nodes))
+  seen = Seen(tokens, jnp.arange(tokens.shape[1]) <= ends[:, None])
+  return sampling.processed(logits.reshape(-1, logits.shape[-1]), seen).reshape(logits.shape)
+
+
+def _added(
+  state: State,
+  drawn: Drawn,
+  tokens: Int[Array, 'B T'],
+  log_probabilities: Float[Array, 'B T'],
+  valid: Bool[Array, 'B T'],
+  stops: Bool[Array, 'V'],
+  limit: Int[Array, ''],
+) -> tuple[State, Drawn, Int[Array, 'B']]:
+  """New tokens put down, up to the first that ends its text; and how many those are."""
+  places = jnp.arange(tokens.shape[1])
+  stopping = stops[tokens]
+  before = jnp.cumsum(stopping, axis=1) - stopping
+  valid = valid & ~state.done[:, None] & (before == 0) & (state.count[:, None] + places < limit)
+  added = jnp.sum(valid, axis=1)
+  count = state.count + added
+  done = state.done | jnp.any(valid & stopping, axis=1) | (count >= limit)
+  put = lambda old, new: written(jnp.asarray(old), new, jnp.asarray(drawn.count))
+  drawn = dataclasses.replace(
+    drawn,
+    tokens=put(drawn.tokens, tokens),
+    log_probabilities=put(drawn.log_probabilities, log_probabilities),
+    count=drawn.count + added,
+    done=done,
+  )
+  return dataclasses.replace(state, count=count, done=done), drawn, added
 
 
 def _nothing(rows: int, length: int) -> Drawn:
-  zeros = jnp.zeros((rows, length), jnp.int32)
-  return Drawn(zeros, zeros.astype(jnp.float32), zeros.astype(bool), jnp.zeros(rows, bool))
+  tokens, zeros = jnp.zeros((rows, length), jnp.int32), jnp.zeros(rows, jnp.int32)
+  return Drawn(tokens, tokens.astype(jnp.float32), zeros, zeros.astype(bool), zeros, zeros, zeros)
 
 
-def _draw(
-  sampling: Sampling,
-  stops: Bool[Array, 'V'],
-  state: State,
-  drawn: Drawn,
-  logits: Float[Array, 'B V'],
-  at: int | jax.Array,
-) -> tuple[State, Drawn]:
-  """Draws the next token of every row into place `at`; rows that are done draw too, but it is not valid."""
-  keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count)
-  tokens = sampling.draw(keys, logits).astype(jnp.int32)
-  chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-  put = lambda old, new: jnp.asarray(old).at[:, at].set(new)
-  drawn = Drawn(
-    put(drawn.tokens, tokens),
-    put(drawn.log_probabilities, chosen),
-    put(drawn.valid, ~drawn.done),
-    drawn.done | stops[tokens],
-  )
-  return dataclasses.replace(state, last=tokens, count=state.count + 1), drawn
+def _keys(state: State, stream: int) -> Key[Array, 'B']:
+  """Of row and place alone: stream 0 draws the model's tokens, stream 1 all that speculation takes besides."""
+  number = state.count.astype(jnp.uint32) + jnp.uint32(stream << 31)
+  return jax.vmap(jax.random.fold_in)(state.keys, number)
+
+
+def _log_probability(logits: Float[Array, 'B T V'], tokens: Int[Array, 'B T']) -> Float[Array, 'B T']:
+  """Under the model itself: temperature 1, nothing processed or cut."""
+  return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)

@@ -19,13 +19,13 @@ LONGER = {**PARTS, 'learned': dataclasses.replace(PARTS['learned'], positions=Le
 def reads(monkeypatch):
   """How many tokens each turn read."""
   seen = []
-  prefill = module.prefill
+  write = module.write
 
   def counted(*args):
-    seen.append(args[7])
-    return prefill(*args)
+    seen.append(int(args[6][0]))
+    return write(*args)
 
-  monkeypatch.setattr(module, 'prefill', counted)
+  monkeypatch.setattr(module, 'write', counted)
   monkeypatch.setattr(module, 'LEAST_ROOM', 16)
   return seen
 

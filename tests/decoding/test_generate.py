@@ -194,9 +194,9 @@ def calls(monkeypatch):
   decode = module.decode_tokens
 
   def counted(*args):
-    before = int(args[4].count)
+    before = int(args[4].count[0])
     state, drawn = decode(*args)
-    seen.append(int(state.count) - before)
+    seen.append(int(state.count[0]) - before)
     return state, drawn
 
   monkeypatch.setattr(module, 'decode_tokens', counted)
