@@ -61,9 +61,9 @@ class Talk:
   """A conversation with a model, its answers shown as they come."""
 
   def __init__(self, trained: language.Trained, how: dict[str, Any], system: str | None):
-    self.trained, self.how = trained, how
+    self.trained, self.how = trained, {name: value for name, value in how.items() if name != 'draft'}
     self.told: list[Message] = [] if system is None else [{'role': 'system', 'content': system}]
-    self.conversation = Conversation(trained.model, trained.params, trained.context)
+    self.conversation = Conversation(trained.model, trained.params, trained.context, how['draft'])
     self.reset()
 
   def reset(self) -> None:

@@ -5,7 +5,7 @@ python -m experiments.generate --model=MODEL --chat --prompt=QUESTION [--system=
 python -m experiments.generate --model=MODEL --prompts=FILE.jsonl --out=FILE.jsonl [--batch_size=8]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import pathlib
 import sys
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from experiments import command, decoding_flags, language
 from gpt_jax.data import tokenizers
-from gpt_jax.decoding.generate import generate, stream
+from gpt_jax.decoding.generate import Completion, generate, joined, stream
 from gpt_jax.types import UserError
 
 PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with; with --chat, a question')
@@ -24,6 +24,7 @@ PROMPTS = flags.DEFINE_string('prompts', None, 'JSON lines, each with "prompt", 
 OUT = flags.DEFINE_string('out', None, 'where the completions of --prompts go: their lines, with "completion"')
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'of --prompts: prompts at a time', lower_bound=1)
 CHAT = flags.DEFINE_boolean('chat', False, "prompts are questions, asked by the model's chat template")
+NUM_SAMPLES = flags.DEFINE_integer('num_samples', 1, 'completions of each prompt, which is read once', lower_bound=1)
 SYSTEM = flags.DEFINE_string('system', None, 'of --chat: what the model is told first')
 
 
@@ -38,20 +39,37 @@ def main(_: Any) -> None:
 
 def write(prompt: str) -> None:
   """One text to the terminal, as it comes; of --chat, the answer alone."""
+  if NUM_SAMPLES.value > 1:
+    raise UserError('--num_samples writes several texts: give --prompts=FILE.jsonl with --out=FILE.jsonl')
   trained, how = decoding_flags.load()
   ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
   seed, context = decoding_flags.SEED.value, trained.context
-  pieces = stream(trained.model, trained.params, [ids], **how, seed=seed, stride=4, context=context)
-  written = (int(token) for (piece,) in pieces for token in piece.tokens if token not in ends)
+  pieces: list[Completion] = []
+
+  def written() -> Iterator[int]:
+    for (piece,) in stream(trained.model, trained.params, [ids], **how, seed=seed, stride=4, context=context):
+      pieces.append(piece)
+      yield from (int(token) for token in piece.tokens if token not in ends)
+
   sys.stdout.write('' if CHAT.value else prompt)
-  for text in tokenizers.stream(trained.tokenizer, written):
+  for text in tokenizers.stream(trained.tokenizer, written()):
     sys.stdout.write(text)
     sys.stdout.flush()
   sys.stdout.write('\n')
+  sys.stdout.flush()
+  report(pieces)
+
+
+def report(pieces: Sequence[Completion]) -> None:
+  """What became of a draft's proposals, on standard error; nothing where there is no draft."""
+  whole = joined(pieces)
+  if whole.tried:
+    alpha, gained = whole.kept / whole.tried, (len(whole.tokens) - 1) / whole.steps
+    print(f'({gained:.2f} tokens a step; of the candidates weighed {100 * alpha:.0f}% were kept)', file=sys.stderr)
 
 
 def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
-  """A line for each prompt of a file, in order: the same whatever the batch size, but for rounding."""
+  """A line for each completion of each prompt, in order: the same whatever the batch size, but for rounding."""
   lines = list(read_lines(prompts))
   partial = out.with_name(out.name + '.partial')
   writable(partial).close()
@@ -63,9 +81,10 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
       batch = rows[first : first + BATCH_SIZE.value]
       completions = generate(
         trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
-        first_row=first,
+        first_row=first, num_samples=NUM_SAMPLES.value,
       )  # fmt: skip
-      for line, found in zip(lines[first:], completions, strict=False):
+      for number, found in enumerate(completions):
+        line = lines[first + number // NUM_SAMPLES.value]
         text = trained.decode([token for token in found.tokens.tolist() if token not in ends])
         said = {'completion': text, 'finish': found.finish, 'num_tokens': len(found.tokens)}
         file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 import numpy as np
 
 from gpt_jax.decoding.sampling import Sampling, Seen
@@ -168,7 +168,7 @@ class Bigram(Stateless):
     return _one_by_one(following, self.length, state, text, sampling, keys)
 
 
-def count_bigrams(stream: Int[np.ndarray, ' stream'], vocab_size: int, *, length: int = 3, kept: int = 8) -> Bigram:
+def count_bigrams(stream: Integer[np.ndarray, ' stream'], vocab_size: int, *, length: int = 3, kept: int = 8) -> Bigram:
   """A bigram draft of the pairs in a stream of tokens, with the `kept` most frequent followers of each token.
 
   A token never seen is followed by token 0 and others that were never counted, by order.

@@ -60,6 +60,20 @@ def test_heads_learn_to_guess_ahead(heads):
   assert first['validation_head_1_top_1'] < 0.1, 'a head begins as the model itself, which guesses one token less far'
 
 
+def test_with_its_heads_a_model_writes_the_same_in_fewer_steps(heads, base, capfd):
+  prompt = f'--prompt={TEXT[:40]}'
+  plain = call(capfd, 'generate', f'--model={base}', prompt, '--temperature=0', '--max_new_tokens=24')
+  ended = call(
+    capfd, 'generate', f'--model={base}', prompt, '--temperature=0', '--max_new_tokens=24', f'--medusa={heads[0]}'
+  )
+  assert (ended.code, ended.out) == (0, plain.out), ended.err
+  speed = lambda err: float(err[1:].partition(' tokens a step')[0])
+  assert speed(ended.err) > 2.5, 'the text repeats: every head knows it'
+  for how in (['--typical=0.09'], []):  # and drawn: from the heads in a chain
+    drawn = [f'--model={base}', prompt, '--temperature=0.5', '--max_new_tokens=24', f'--medusa={heads[0]}', *how]
+    assert speed(call(capfd, 'generate', *drawn).err) > 2
+
+
 def test_what_decoding_takes(heads, base):
   """Loaded, the heads give the accuracy that the run found; the tree is of its size."""
   medusa, params, tree = load_medusa(str(heads[0]))

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,27 @@ def test_many_prompts_from_a_file_to_a_file(folder, model, tokenizer, chat, tmp_
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line['id'], line['prompt']) for line in lines] == list(enumerate(prompts))
     assert [line['completion'] for line in lines] == [answer(model, tokenizer, ids(tokenizer, p)) for p in prompts]
+
+
+@pytest.mark.parametrize('draft', ['lookup', 'layers:1', 'bigrams:file:{text}', '{folder}'])
+def test_a_draft_leaves_the_text_as_it_was(draft, folder, model, tokenizer, tmp_path, capfd):
+  (tmp_path / 'text.txt').write_text(TEXT)
+  expected = answer(model, tokenizer, rendered(tokenizer, 'who?'))
+  named = draft.format(text=tmp_path / 'text.txt', folder=folder)
+  flags = [f'--draft={named}', '--num_speculative_tokens=2', '--chat', '--prompt=who?']
+  ended = call(capfd, 'generate', f'--model={folder}', *flags, *GREEDY)
+  assert (ended.code, ended.out) == (0, f'{expected}\n'), ended.err
+  speed, kept = re.search(r'\((.*) tokens a step; of the candidates weighed (.*)% were kept\)', ended.err).groups()
+  assert float(speed) >= 1 and (kept == '100') == (draft == '{folder}')
+
+
+def test_samples_of_a_prompt_are_lines_of_their_own(folder, tmp_path, capfd):
+  (tmp_path / 'in.jsonl').write_text('{"prompt": "the", "id": 0}\n{"prompt": "dog", "id": 1}\n')
+  flags = [f'--prompts={tmp_path}/in.jsonl', f'--out={tmp_path}/out.jsonl', '--num_samples=3', '--max_new_tokens=9']
+  assert call(capfd, 'generate', f'--model={folder}', *flags, '--min_p=0.01', '--repetition_penalty=1.2').code == 0
+  lines = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+  assert [line['id'] for line in lines] == [0, 0, 0, 1, 1, 1]
+  assert len({line['completion'] for line in lines}) == 6
 
 
 def test_draws_do_not_depend_on_the_batch(folder, tmp_path, capfd):
@@ -193,6 +215,14 @@ WRONG = {
   'context': (('evaluate', '--source=file:LICENSE', '--context=256'), '--context=256 exceeds the 255 tokens'),
   'stride': (('evaluate', '--source=file:LICENSE', '--context=64', '--stride=65'), 'stride = 65 must be from 1 to'),
   'source': (('evaluate',), '--source is missing'),
+  'two drafts': (('generate', '--prompt=x', '--draft=lookup', '--medusa=x'), '--draft and --medusa both propose'),
+  'typical alone': (('generate', '--prompt=x', '--typical=0.1'), '--typical says what is kept of the guesses of'),
+  'layers': (('generate', '--prompt=x', '--draft=layers:x'), '--draft=layers:x: layers takes a number'),
+  'too many layers': (('chat', '--draft=layers:9'), 'draft of 9 layers: the model has 2'),
+  'no draft': (('generate', '--prompt=x', '--draft=nonsense'), 'nonsense is not a folder with config.json'),
+  'no heads': (('generate', '--prompt=x', '--medusa=tests'), 'tests is not the folder of a run'),
+  'penalty': (('generate', '--prompt=x', '--repetition_penalty=0'), 'repetition_penalty = 0.0 must be positive'),
+  'samples': (('generate', '--prompt=x', '--num_samples=2'), '--num_samples writes several texts'),
   'too long': (('generate', '--prompt=x', '--max_new_tokens=300'), 'exceed the context of 256'),
 }
 
