@@ -6,17 +6,20 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments import language
+from gpt_jax.data import mixture
 from gpt_jax.data.answers import Answers, Pair
-from gpt_jax.data.rows import Dataset
+from gpt_jax.data.rows import Dataset, in_order
 from gpt_jax.data.sources import documents
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.names import choose
 from gpt_jax.training.workdir import write_whole
+from gpt_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Data:
   @property
   def context(self) -> int:
     return self.train[0].context
+
+  def batches(self, config: Mapping[str, Any]) -> mixture.Source:
+    """This host's part of the batch of each step."""
+    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
+    return mixture.prefetched(mixture.batches(self.train, self.weights, config['batch_size'], config['seed'], **hosts))
+
+  def held_out(self, batch_size: int) -> Iterator[Batch]:
+    """This host's part of every held-out row."""
+    for rows in self.validation:
+      yield from in_order(rows, batch_size, jax.process_index(), jax.process_count())
 
 
 def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, name: str) -> Data:

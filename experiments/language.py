@@ -20,7 +20,7 @@ from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
-from gpt_jax.training.checkpoints import restore_params
+from gpt_jax.training.checkpoints import latest_step, restore_params
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import BatchRamp
 from gpt_jax.training.workdir import read_json
@@ -45,11 +45,14 @@ def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> Transformer
   return from_config(model)
 
 
-def beginning(config: Mapping[str, Any]) -> tuple[TransformerConfig, Tokenizer, 'Weights | None']:
+def beginning(
+  config: Mapping[str, Any], workdir: str | None = None
+) -> tuple[TransformerConfig, Tokenizer, 'Weights | None']:
   """The model of a run, its tokenizer, and the weights that it starts from, where it does not start anew.
 
   With config.init_from, tokenizer and model are those of the weights; what config.model sets, its family apart, is
-  replaced in the model, as long as the weights fit.
+  replaced in the model, as long as the weights fit. A run that has begun in `workdir` has its own, and asks no more of
+  where it came from.
 
   Raises:
     UserError: no such weights, or they do not fit.
@@ -59,19 +62,22 @@ def beginning(config: Mapping[str, Any]) -> tuple[TransformerConfig, Tokenizer, 
       config['data']['tokenizer'], sources_of(config['data']), config['data']['held_out']
     )
     return model_config(config, tokenizer), tokenizer, None
+  if workdir is not None and latest_step(workdir) is not None and (pathlib.Path(workdir) / MODEL_FILE).exists():
+    folder = pathlib.Path(workdir)
+    return from_config(read_json(folder / MODEL_FILE)), tokenizers.load(folder / 'tokenizer'), None
   found = weights(config['init_from'])
   return found.changed(config['model']), found.tokenizer, found
 
 
-def check(config: Mapping[str, Any]) -> None:
-  """Refuses what is wrong in the config of a run, as far as it can be known before any data is read.
+def check(config: Mapping[str, Any], workdir: str | None = None) -> None:
+  """Refuses what is wrong in the config of a run, as far as it can be known before any data is read; see `beginning`.
 
   Raises:
     UserError: it names the field.
   """
   sources_of(config['data'])
   if config['init_from']:
-    model, _, _ = beginning(config)
+    model, _, _ = beginning(config, workdir)
   else:
     model = from_config({**config['model'], 'vocab_size': config['model']['vocab_size'] or 1})
   check_context(model, max(config['context'], *config['measure']['contexts'], 1))
@@ -142,6 +148,9 @@ class Trained:
 
 MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gguf file, or asset:NAME'
 """What --model takes."""
+
+MODEL_FILE = 'model.json'
+"""In the folder of a run whose model its config does not say, because it came with weights from elsewhere."""
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -222,10 +231,8 @@ def weights(name: str) -> Weights:
       raise UserError(f'{name} has no tokenizer beside its weights: add its tokenizer.json')
     return Weights(name, found.config, tokenizers.read(found.files, name), found.context, None, found)
   tokenizer, config = tokenizer_of(name), read_json(folder / 'config.json')['config']
-  if config.get('init_from'):
-    made = weights(config['init_from']).changed(config['model'])
-  else:
-    made = model_config(config, tokenizer)
+  written = folder / MODEL_FILE
+  made = from_config(read_json(written)) if written.exists() else model_config(config, tokenizer)
   return Weights(name, made, tokenizer, made.positions.length if made.positions is not None else None, config, None)
 
 

@@ -3,7 +3,7 @@
 python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=DIR [--config.FIELD=VALUE ...]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -15,8 +15,7 @@ from tabulate import tabulate
 
 from experiments import command, generations, language
 from experiments.heads import medusa_of
-from gpt_jax.data import mixture, tokenizers
-from gpt_jax.data.rows import in_order
+from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import medusa_flops
@@ -54,16 +53,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
   language.check_context(base.model.config, data.context)
-  batches = mixture.prefetched(
-    mixture.batches(
-      data.train,
-      data.weights,
-      config['batch_size'],
-      config['seed'],
-      host=jax.process_index(),
-      hosts=jax.process_count(),
-    )
-  )
+  batches = data.batches(config)
 
   @jax.jit
   def hidden_states(params: Params, batch: Batch) -> jax.Array:
@@ -87,7 +77,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   def measure(params: Params) -> dict[str, float]:
     """Everything of the held-out text; of the same parameters it is not asked twice."""
     if not last or last[0][0] is not params:
-      last[:] = [(params, evaluate(measured, params, map(with_hidden, held_out(data, config['eval_batch_size']))))]
+      last[:] = [(params, evaluate(measured, params, map(with_hidden, data.held_out(config['eval_batch_size']))))]
     return last[0][1]
 
   def validation(params: Params) -> dict[str, float]:
@@ -120,12 +110,6 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and tree.json.')
-
-
-def held_out(data: generations.Data, batch_size: int) -> Iterator[Batch]:
-  """This host's part of every held-out row."""
-  for rows in data.validation:
-    yield from in_order(rows, batch_size, jax.process_index(), jax.process_count())
 
 
 def accuracies(table: list[list[float]]) -> str:

@@ -18,11 +18,12 @@ from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.parts import to_config
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.run import run
 from gpt_jax.training.schedules import BatchRamp
-from gpt_jax.training.workdir import prepare
+from gpt_jax.training.workdir import prepare, write_json
 from gpt_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/pretrain')
@@ -31,11 +32,13 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it w
 
 def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  language.check(config)
+  language.check(config, workdir)
   prepare(workdir, config)
   data, context = config['data'], config['context']
-  cfg, tokenizer, weights = language.beginning(config)
+  cfg, tokenizer, weights = language.beginning(config, workdir)
   tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  if weights is not None:
+    write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
   language.check_context(cfg, context)
   rows = language.rows(config, tokenizer, 'train', drop_remainder=True)
 

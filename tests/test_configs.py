@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from configs.distill import base as distill_base
 from configs.medusa import base as medusa_base
 from configs.pretrain import base
 from experiments import language
@@ -13,7 +14,7 @@ from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.fields import flat
 from gpt_jax.training.optimizers import FIELDS
 
-BASES = {'pretrain': base, 'medusa': medusa_base}
+BASES = {'pretrain': base, 'medusa': medusa_base, 'distill': distill_base}
 NAMES = [
   (kind, path.stem)
   for kind, module in BASES.items()

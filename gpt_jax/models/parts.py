@@ -27,6 +27,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     'gelu_exact': functools.partial(layers.Mlp, activation=layers.gelu_exact),
     'swiglu': functools.partial(layers.GatedMlp, activation=nn.silu),
     'geglu': functools.partial(layers.GatedMlp, activation=nn.gelu),
+    'geglu_exact': functools.partial(layers.GatedMlp, activation=layers.gelu_exact),
   },
   'positions': {'learned': positions.Learned, 'learned_2d': positions.Learned2D},
   'rotation': {'rotary': positions.Rotary, 'rotary_2d': positions.Rotary2D},
@@ -120,3 +121,47 @@ def from_config(model: Mapping[str, Any], start: TransformerConfig | None = None
     return dataclasses.replace(replaced, **fields)
   except (TypeError, ValueError) as error:
     raise UserError(f'config.model: {error}') from error
+
+
+def to_config(config: TransformerConfig) -> dict[str, Any]:
+  """Fields from which `from_config` makes this very model: plain data, for a file.
+
+  Raises:
+    UserError: a part that has no name.
+  """
+  fields: dict[str, Any] = {'family': 'gpt2_small'}  # all of it is replaced
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value is None:
+      written = 'none' if field.name in (*PARTS, 'remat') else None
+    elif field.name == 'attention':
+      written = ', '.join(_text(field.name, pattern) for pattern in value)
+    else:
+      written = _text(field.name, value) if field.name in PARTS else value
+    fields[field.name] = written
+  if from_config(fields) != config:
+    raise UserError('the parts of this model have no names that make it again')
+  return fields
+
+
+def _text(field: str, value: Any) -> str:
+  """What `part` reads as this value."""
+  if isinstance(value, masks.Both | masks.Either):
+    sign = '&' if isinstance(value, masks.Both) else '|'
+    return f'({_text(field, value.left)} {sign} {_text(field, value.right)})'
+  if not dataclasses.is_dataclass(value):
+    return repr(value)
+  for name, make in {**PARTS[field], **ARGUMENTS.get(field, {})}.items():
+    fixed = make.keywords if isinstance(make, functools.partial) else {}
+    if type(value) is not (make.func if isinstance(make, functools.partial) else make):
+      continue
+    given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and f.name not in LINEN}
+    defaults = {f.name: fixed.get(f.name, f.default) for f in dataclasses.fields(value)}
+    differing = {name: inner for name, inner in given.items() if inner != defaults[name]}
+    if not any(callable(inner) and not dataclasses.is_dataclass(inner) for inner in differing.values()):
+      return f'{name}({", ".join(f"{key}={_text(field, inner)}" for key, inner in differing.items())})'
+  raise UserError(f'config.model.{field}: a {type(value).__name__} of these fields has no name')
+
+
+LINEN = ('parent', 'name')
+"""What every linen module has besides its own fields."""

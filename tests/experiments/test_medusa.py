@@ -17,21 +17,10 @@ from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.training.workdir import read_json
 from gpt_jax.types import UserError
 from tests.experiments import speaker
-from tests.experiments.program import TINY, call, spawn
+from tests.experiments.program import call, spawn
 from tests.experiments.test_pretrain import TEXT, lines, losses
 
 MEDUSA = 'configs/medusa/tiny.py'
-
-
-@pytest.fixture(scope='session')
-def base(tmp_path_factory) -> pathlib.Path:
-  """A run that knows its text by heart, with the text beside it."""
-  folder = tmp_path_factory.mktemp('base')
-  (folder / 'text.txt').write_text(TEXT * 100)
-  source = f'--config.data.source=file:{folder / "text.txt"}'
-  ended = spawn('pretrain', f'--config={TINY}', source, f'--workdir={folder / "run"}', '--config.num_steps=150')
-  assert ended.code == 0, ended.err
-  return folder / 'run'
 
 
 def flags(base: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,11 @@ import time
 import numpy as np
 import pytest
 
+from experiments import language
+from gpt_jax.data import tokenizers
+from gpt_jax.data.rows import Rows, tokenize
+from gpt_jax.data.sources import documents
+from tests.experiments import speaker
 from tests.experiments.program import TINY, call, command_line, spawn
 
 TEXT = 'the quick brown fox jumps over the lazy dog; '
@@ -221,6 +227,40 @@ def test_training_starts_from_another_run(text, trained, tmp_path, capfd):
   assert ended.code == 0, ended.err
   assert losses(tmp_path / 'run')[1] < 0.5
   assert (tmp_path / 'run/tokenizer/tokenizer.json').read_bytes() == (trained / 'tokenizer/tokenizer.json').read_bytes()
+
+
+def test_training_starts_from_weights_of_other_hands(text, tmp_path, capfd):
+  """Model and tokenizer are theirs, and then the run's own: it goes on, and is used, without them."""
+  foreign = speaker.save(tmp_path / 'foreign')
+  settings = ['--config=configs/pretrain/base.py', f'--config.data.source=file:{text}', f'--config.init_from={foreign}']
+  sizes = ['--config.num_steps=6', '--config.batch_size=8', '--config.context=16', '--config.eval_rows=8']
+  every = ['--config.checkpoint_every=3', '--config.log_every=1', '--config.eval_batch_size=8']
+  flags = [*settings, *sizes, *every, '--config.model.dtype=bfloat16', '--config.optimizer.learning_rate=1e-3']
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  ended = call(capfd, 'pretrain', *flags, f'--workdir={whole}')
+  assert ended.code == 0, ended.err
+  shutil.copytree(whole, broken)
+  trained = language.load(str(foreign), dtype='bfloat16')
+  rows = Rows(tokenize(documents(f'file:{text}', 'validation'), trained.tokenizer), 16, drop_remainder=False)
+  expected = language.validation(trained.model, [rows], 8)(trained.params)['loss']
+  first = next(line['validation_loss'] for line in lines(whole) if line['step'] == 0)
+  assert first == pytest.approx(expected, rel=1e-3), 'the first parameters are not those of the weights'
+  (broken / 'result.json').unlink()
+  shutil.rmtree(broken / 'checkpoints' / '6')
+  shutil.rmtree(foreign)
+  again = call(capfd, 'pretrain', *flags, f'--workdir={broken}')
+  assert again.code == 0 and 'after step 3' in again.out, again.err
+  assert losses(broken) == losses(whole)
+  mine = language.load(str(whole))
+  assert mine.model.config == trained.model.config
+  assert tokenizers.fingerprint(mine.tokenizer) == tokenizers.fingerprint(trained.tokenizer)
+
+
+def test_weights_that_do_not_fit(text, trained, tmp_path, capfd):
+  ended = call(
+    capfd, 'pretrain', *flags(text, tmp_path / 'run', f'--config.init_from={trained}', '--config.model.num_layers=3')
+  )
+  assert ended.code == 2 and f'config.model.num_layers = 3 does not fit the weights of {trained}' in ended.err
 
 
 def test_training_starts_from_what_is_no_run(text, tmp_path, capfd):

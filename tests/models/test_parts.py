@@ -1,8 +1,10 @@
 """Parts by name: every name makes its part, expressions nest, and what is not understood is said in one line."""
 
 import dataclasses
+import json
 
 from flax import linen as nn
+import jax.numpy as jnp
 import pytest
 
 from gpt_jax.models.attention import Banded, Dense
@@ -10,7 +12,7 @@ from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
 from gpt_jax.models.masks import Band, Causal, Prefix
-from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part
+from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part, to_config
 from gpt_jax.models.positions import (
   Alibi,
   FalconAlibi,
@@ -38,6 +40,7 @@ WRITTEN = {
   ('mlp', 'gelu_exact(64)'): Mlp(64, activation=gelu_exact),
   ('mlp', 'swiglu(64)'): GatedMlp(64, activation=nn.silu),
   ('mlp', 'geglu(hidden=64)'): GatedMlp(64, activation=nn.gelu),
+  ('mlp', 'geglu_exact(64)'): GatedMlp(64, activation=gelu_exact),
   ('positions', 'learned(128)'): Learned(128),
   ('positions', 'learned_2d(128, stddev=0.01)'): Learned2D(128, stddev=0.01),
   ('rotation', 'rotary'): Rotary(),
@@ -107,6 +110,17 @@ def test_what_is_not_a_part_is_refused_in_one_line(field, text):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_family_is_reachable(family):
   assert from_config({'family': family, 'num_layers': None}) == FAMILIES[family]
+
+
+def test_every_family_can_be_written():
+  for family, config in FAMILIES.items():
+    fields = to_config(config)
+    assert from_config(json.loads(json.dumps(fields))) == config, family
+  changed = {'attention': 'dense(causal | prefix & band(3)), banded(8)', 'remat': 'full', 'logit_softcap': 3.0}
+  other = from_config({'family': 'llama2_7b', 'rotation': 'rotary(scaling=llama3)', 'qkv_bias': True, **changed})
+  assert from_config(to_config(other)) == other
+  with pytest.raises(UserError, match=r'config\.model\.mlp: a Mlp of these fields has no name'):
+    to_config(dataclasses.replace(other, mlp=Mlp(8, activation=jnp.sin)))
 
 
 def test_fields_replace_those_of_the_family():
