@@ -4,6 +4,7 @@ python -m experiments.distill --config=configs/distill/smollm2_draft.py --workdi
 """
 
 from collections.abc import Callable, Mapping
+import math
 import pathlib
 from typing import Any
 
@@ -62,7 +63,8 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
   )
 
   def validation(params: Params) -> dict[str, float]:
-    return evaluate(measured, params, map(with_teacher, data.held_out(config['eval_batch_size'])))
+    found = evaluate(measured, params, map(with_teacher, data.held_out(config['eval_batch_size'])))
+    return {**found, 'perplexity': math.exp(found['nll'])}  # of the text, not of a divergence
 
   if direction is None:
     loss_fn = next_token_loss(model, chunk=loss['chunk'])

@@ -13,7 +13,11 @@ Params = Mapping[str, Any]
 """A nested dict of arrays."""
 
 Batch = Mapping[str, Any]
-"""A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional)."""
+"""A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional).
+
+Of frozen models, what they say to the inputs, which are all tokens but the last: hidden [B, T - 1, D]; teacher_tokens
+and teacher_logprobs [B, T - 1, k].
+"""
 
 
 class UserError(Exception):

@@ -54,6 +54,9 @@ def test_mesh_of_wrong_sizes(sizes, message):
     ('norm_final/bias', (32,), P(None)),
     ('positions/table', (16, 32), P(None, 'fsdp')),
     ('head/kernel', (32, 64), P('fsdp', 'tensor')),
+    ('params/residual_kernel', (4, 32, 32), P(None, 'fsdp', 'tensor')),
+    ('params/residual_bias', (4, 32), P(None, 'tensor')),
+    ('params/unembed_table', (4, 65, 32), P(None, None, 'fsdp')),
   ],
 )
 def test_rules(path, shape, spec):
@@ -85,6 +88,8 @@ def test_batch_is_spread_over_data_and_fsdp():
   np.testing.assert_array_equal(placed['tokens'], tokens)
   assert {shard.data.shape for shard in placed['tokens'].addressable_shards} == {(2, 3)}
   assert placed['layout'].order.sharding.spec == P(('data', 'fsdp'))
+  hidden = jnp.ones((8, 3))
+  assert placement.batch({'tokens': tokens, 'hidden': hidden})['hidden'] is hidden, 'what a model made stays there'
   with pytest.raises(UserError, match='a batch of 6 rows does not divide over data x fsdp = 4 devices'):
     placement.batch({'tokens': tokens[:6]})
 

@@ -2,7 +2,7 @@
 
 Paper     Cai et al. 2024, Medusa: heads alone (Medusa-1) with learning rate 2e-3, warm-up of 40 steps, decay 0.8; the
           shared unembedding is ours: of the vocabulary's 28M parameters a head, it learns none
-Data      lines of asset:chitchat asked as questions, answered greedily
+Data      lines of asset:gutenberg put as questions; answers of up to 128 tokens, drawn at temperature 0.7
 Command   python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=runs/medusa
 Result    not run to its end yet
 """
@@ -14,10 +14,10 @@ def get_config():
   config = base.get_config()
   config.base = 'asset:smollm2'
   config.shared = True
-  config.num_steps = 800
+  config.num_steps = 400
   config.batch_size = 4
-  config.data.source = 'asset:chitchat'
-  config.generate.update({'rows': 1024, 'held_out_rows': 48, 'prompts': 'chat', 'max_new_tokens': 96})
-  config.eval_every = 200
-  config.checkpoint_every = 100
+  config.data.source = 'asset:gutenberg'
+  config.generate.update({'rows': 512, 'held_out_rows': 32, 'prompts': 'chat', 'temperature': 0.7})
+  config.eval_every = 100
+  config.checkpoint_every = 50
   return config
