@@ -17,6 +17,7 @@ from gpt_jax.interop.pretrained import pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
+from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import restore_params
@@ -144,7 +145,7 @@ def load(name: str, **changed: Any) -> Trained:
 
   Args:
     name: of a run, the last parameters.
-    changed: fields of its TransformerConfig, such as dtype or stacked.
+    changed: fields of its TransformerConfig, such as dtype, quantization or stacked.
 
   Raises:
     UserError: there is no such model, it can't be read, or it is a run without a checkpoint.
@@ -162,6 +163,8 @@ def load(name: str, **changed: Any) -> Trained:
   model = LanguageModel(dataclasses.replace(made, **changed))
   if made.stacked and not model.config.stacked:
     params = unstack(params)
+  if model.config.quantization is not None:
+    params = quantize(params, model.config.quantization, parameter_shapes(model))
   return Trained(model, params, tokenizer, made.positions.length if made.positions is not None else None, config)
 
 

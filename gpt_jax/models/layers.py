@@ -21,7 +21,7 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 
 
 class Linear(nn.Module):
-  """x W + b over the last `contracted` axes of x, giving axes `features`; with a quantisation, W is stored as that says."""
+  """x W + b over the last `contracted` axes of x, giving axes `features`; a quantisation says how W is stored."""
 
   features: int | tuple[int, ...]
   contracted: int = 1

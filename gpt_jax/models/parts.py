@@ -58,9 +58,7 @@ def part(field: str, text: str, named_by: str | None = None) -> Any:
   """
   table = {**PARTS[field], **ARGUMENTS.get(field, {})}
   given = f'{named_by or f"config.model.{field}"} = {text!r}'
-  refusal = lambda node: UserError(
-    f'{given}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)'
-  )
+  refusal = lambda node: UserError(f'{given}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)')
 
   def whole(node: ast.expr) -> Any:
     match node:

@@ -7,22 +7,22 @@ norms and biases stay as they are, as in GLM-130B (Zeng et al. 2023). The matrix
   'dynamic'  each row of x is rounded to eight bits too, so that integers multiply (W8A8: ZeroQuant, Yao et al. 2022;
              LLM.int8() without its outliers, Dettmers et al. 2022); the rounding of x is one more error
 
-Without `activations` it is 'dynamic' on CPU and 'float' elsewhere: XLA's CPU backend converts an operand about ten times
-slower than it multiplies, while its products of integers are faster than those of floats from two rows on (one row is
-therefore computed twice). GPUs and TPUs convert within the product and are bound by the bytes of the kernel.
+Without `activations` it is 'dynamic' on CPU and 'float' elsewhere: XLA's CPU backend takes ten times as long to convert
+an operand as to multiply, while its products of integers are faster than those of floats from two rows on (one row is
+computed twice). On GPUs and TPUs it can convert within the product, whose time is that of reading the kernel.
 
 The library for this, qwix, quantises a linen model from outside by replacing its products. It does not go through the
 `custom_vjp` of our `affine`, whose arguments must be arrays, has no packed four-bit form, and pads no single row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8 as Bytes
+from jaxtyping import Array, Float, Int
 
 from gpt_jax.types import Params, UserError
 
@@ -32,14 +32,16 @@ Kernel = Mapping[str, jax.Array]
 ACTIVATIONS = (None, 'float', 'dynamic')
 
 
+@runtime_checkable
 class Quantization(Protocol):
   """How a kernel [I, O] is stored in few bits."""
 
-  activations: str | None
+  @property
+  def activations(self) -> str | None: ...
 
   def encode(self, kernel: Float[Array, 'I O']) -> dict[str, jax.Array]: ...
 
-  def integers(self, kernel: Kernel) -> tuple[jax.Array, int]:
+  def integers(self, kernel: Kernel) -> tuple[Int[Array, '_ _'], int]:
     """In eight bits, and which of its two axes is I."""
     ...
 
@@ -67,7 +69,7 @@ class Int8:
     values = jnp.round(groups / scale[:, None]).astype(jnp.int8)
     return {'values': values.reshape(kernel.shape).T, 'scale': scale.T}
 
-  def integers(self, kernel: Kernel) -> tuple[jax.Array, int]:
+  def integers(self, kernel: Kernel) -> tuple[Int[Array, 'O I'], int]:
     return kernel['values'], 1
 
   def decode(self, kernel: Kernel) -> Float[Array, 'I O']:
@@ -77,7 +79,7 @@ class Int8:
 
 @dataclasses.dataclass(frozen=True)
 class Int4:
-  """Integers to 7 in absolute value, whose unit is of a group of inputs: a multiple, from 1 to 18, of its output's scale.
+  """Integers to 7 in absolute value, whose unit is of a group of inputs: 1 to 18 times the scale of the output.
 
   The multiple is the one of the least squared error, which is less than with the largest weight over 7 (as Q4_K of
   llama.cpp and the double quantisation of QLoRA, Dettmers et al. 2023, units themselves are quantised). An integer
@@ -98,7 +100,7 @@ class Int4:
 
   def encode(self, kernel: Float[Array, 'I O']) -> dict[str, jax.Array]:
     if len(kernel) % 2:
-      raise UserError(f'quantization: int4 needs an even number of inputs, and a linear layer has {len(kernel)}; use int8')
+      raise UserError(f'quantization: int4 takes inputs in pairs, and a linear layer has {len(kernel)}; use int8')
     groups = _grouped(kernel.astype(jnp.float32), self.group)
     largest = jnp.max(jnp.abs(groups), axis=1)
     scale = _positive(jnp.max(largest, axis=0) / 126)
@@ -117,7 +119,7 @@ class Int4:
     nibbles = (values[:, 0] & 15) | (values[:, 1] << 4)
     return {'nibbles': nibbles, 'multiples': multiples, 'scale': scale[:, None]}
 
-  def integers(self, kernel: Kernel) -> tuple[Bytes[Array, 'I O'], int]:
+  def integers(self, kernel: Kernel) -> tuple[Int[Array, 'I O'], int]:
     nibbles, multiples = kernel['nibbles'], kernel['multiples']
     values = jnp.stack([(nibbles << 4) >> 4, nibbles >> 4], axis=1)
     return (values.reshape(len(multiples), -1, nibbles.shape[1]) * multiples[:, None]).reshape(-1, nibbles.shape[1]), 0
@@ -147,7 +149,7 @@ def encoded(quantization: Quantization, array: Any, like: Any) -> Any:
   if not isinstance(like, Mapping):
     return array
   *layers, outputs, _ = like['scale'].shape
-  return _each(quantization.encode, layers)(array.reshape(*layers, -1, outputs))
+  return _encode(quantization, bool(layers), array.reshape(*layers, -1, outputs))
 
 
 def dequantize(params: Params, quantization: Quantization, like: Params) -> Params:
@@ -159,7 +161,7 @@ def dequantize(params: Params, quantization: Quantization, like: Params) -> Para
   def decoded(wanted: Any, stored: Any) -> Any:
     if not isinstance(stored, Mapping):
       return stored
-    return _each(quantization.decode, stored['scale'].shape[:-2])(stored).reshape(wanted.shape)
+    return _decode(quantization, stored['scale'].ndim > 2, stored).reshape(wanted.shape)
 
   return jax.tree.map(decoded, like, params)
 
@@ -231,9 +233,14 @@ def _positive(scale: jax.Array) -> jax.Array:
   return jnp.where(scale == 0, 1.0, scale)
 
 
-def _each(function: Callable[[Any], Any], layers: Any) -> Callable[[Any], Any]:
-  """The function of one layer, compiled; with an axis of layers in front, of each in turn."""
-  return jax.jit(functools.partial(jax.lax.map, function) if layers else function)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(quantization: Quantization, stacked: bool, kernel: jax.Array) -> dict[str, jax.Array]:
+  return jax.lax.map(quantization.encode, kernel) if stacked else quantization.encode(kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(quantization: Quantization, stacked: bool, kernel: Kernel) -> jax.Array:
+  return jax.lax.map(quantization.decode, kernel) if stacked else quantization.decode(kernel)
 
 
 def _check(group: int | None, activations: str | None) -> None:
