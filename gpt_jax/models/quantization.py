@@ -155,7 +155,7 @@ def encoded(quantization: Quantization, array: Any, like: Any) -> Any:
 def dequantize(params: Params, quantization: Quantization, like: Params) -> Params:
   """Parameters with this quantisation as float32 ones of the same model without; `like` is of the latter, see quantize.
 
-  Encoded again they give the same integers.
+  Encoded again they stand for the same numbers.
   """
 
   def decoded(wanted: Any, stored: Any) -> Any:

@@ -178,7 +178,36 @@ def test_written_to_a_file_of_llama_cpp_and_back_it_answers_alike(folder, model,
   assert answers[0] == answers[1] != ''
 
 
+def test_quantised_on_load_or_once_it_answers_alike(folder, tmp_path, capfd):
+  """And not quite like the model it was made from; a run is quantised as well."""
+  (tmp_path / 'text.txt').write_text(TEXT)
+  text = [f'--source=file:{tmp_path}/text.txt', '--split=train', '--held_out=0', '--context=64']
+  ended = call(capfd, 'convert', f'--source={folder}', f'--target={tmp_path}/small', '--quantization=int4(group=16)')
+  assert ended.code == 0, ended.err
+  models = ([f'{folder}'], [f'{folder}', '--quantization=int4(group=16)'], [f'{tmp_path}/small'])
+  losses = [
+    json.loads(call(capfd, 'evaluate', f'--model={name}', *flags, *text).out)['loss'] for name, *flags in models
+  ]
+  assert losses[1] == losses[2] and 1e-4 < abs(losses[0] - losses[1]) < 0.5
+  sizes = [(name / 'model.safetensors').stat().st_size for name in (folder, tmp_path / 'small')]
+  assert sizes[1] < 0.7 * sizes[0]  # embeddings are most of so small a model
+  data = [f'--config.data.source=file:{tmp_path}/text.txt', '--config.data.held_out=0.3', '--config.sample.prompt=']
+  small = ['--config.num_steps=2', '--config.context=8']
+  assert call(capfd, 'pretrain', f'--config={TINY}', f'--workdir={tmp_path}/run', *data, *small).code == 0
+  plain, rounded = (
+    json.loads(call(capfd, 'evaluate', f'--model={tmp_path}/run', *flags).out)['loss']
+    for flags in ([], ['--quantization=int8'])
+  )
+  assert plain != rounded == pytest.approx(plain, rel=0.01)
+
+
 WRONG = {
+  'quantisation': (('generate', '--prompt=x', '--quantization=int9'), "--quantization = 'int9': no part is named"),
+  'its group': (
+    ('chat', '--quantization=int8(group=20)'),
+    'group = 20 does not divide the 32 inputs of a linear layer',
+  ),
+  'its place': (('convert', '--target=x.gguf', '--quantization=int8'), '--quantization is of a folder'),
   'no prompt': (('generate',), 'give --prompt=TEXT, or --prompts=FILE.jsonl'),
   'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
   'no out': (('generate', '--prompts=LICENSE'), '--out is missing'),
@@ -202,7 +231,7 @@ def test_bad_input_is_one_line(name, folder, tmp_path, capfd):
   (experiment, *flags), message = WRONG[name]
   (tmp_path / 'lines.jsonl').write_text('{"prompt": "x"}\n' if 'nowhere' in name else '{"text": "x"}\n')
   flags = [flag.replace('PACKAGES', f'{tmp_path}/lines.jsonl') for flag in flags]
-  ended = call(capfd, experiment, f'--model={folder}', *flags)
+  ended = call(capfd, experiment, f'--{"source" if experiment == "convert" else "model"}={folder}', *flags)
   assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
   assert not pathlib.Path('x').exists()
 
