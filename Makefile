@@ -26,6 +26,7 @@ bench: .venv/bench
 	$(BIN)/python bench/loss_memory.py
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/load_weights.py
+	$(BIN)/python bench/quantization.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
 .venv/bin/pip:

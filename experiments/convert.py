@@ -1,6 +1,9 @@
 """Writes a model in the form of another library: a folder that transformers opens, or a .gguf file.
 
-python -m experiments.convert --source=MODEL --target=FOLDER|FILE.gguf [--dtype=float32]
+python -m experiments.convert --source=MODEL --target=FOLDER|FILE.gguf [--dtype=float32] [--quantization=int8]
+
+With --quantization, a folder that this program loads as it is: a model that was made small once. Only floats that are
+not of linear layers are in --dtype there.
 """
 
 import json
@@ -9,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, language
+from experiments import command, language, quantization_flags
 from gpt_jax.interop import gguf, huggingface
 from gpt_jax.types import UserError
 
@@ -22,7 +25,10 @@ def main(_: Any) -> None:
   source, target = command.required(SOURCE), pathlib.Path(command.required(TARGET)).expanduser()
   if target.exists():
     raise UserError(f'--target={target} is there already: choose another name')
-  trained = language.load(source, stacked=False)
+  quantization = quantization_flags.given()
+  if quantization and target.suffix == '.gguf':
+    raise UserError('--quantization is of a folder; write the .gguf in float16, which llama-quantize makes small')
+  trained = language.load(source, stacked=False, **quantization)
   files = along(trained)
   save = gguf.save if target.suffix == '.gguf' else huggingface.save
   save(target, trained.model.config, trained.params, context=trained.context, files=files, dtype=DTYPE.value)

@@ -18,6 +18,7 @@ from gpt_jax.interop.tensors import Place, Pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.parts import from_config
+from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import latest_step, restore_params
@@ -210,12 +211,16 @@ class Weights:
     if self.files is not None:
       fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
       return self.files.load(place=place, **fields)[1]
-    like = parameter_shapes(LanguageModel(dataclasses.replace(config, stacked=self.config.stacked)))
+    kept = dataclasses.replace(config, stacked=self.config.stacked, quantization=None)
+    like = parameter_shapes(LanguageModel(kept))
     if place is not None:
       shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
       like = jax.tree.map(shaped, like, place(like))
     params = restore_params(self.name, like)
-    return unstack(params) if self.config.stacked and not config.stacked else params
+    params = unstack(params) if self.config.stacked and not config.stacked else params
+    if config.quantization is None:
+      return params
+    return quantize(params, config.quantization, parameter_shapes(LanguageModel(config)))
 
 
 def weights(name: str) -> Weights:
@@ -242,7 +247,7 @@ def load(name: str, place: Place | None = None, **changed: Any) -> Trained:
   Args:
     name: of a run, the last parameters.
     place: gives the sharding of each parameter, of their shapes; None: the default device.
-    changed: fields of its TransformerConfig, such as dtype or stacked.
+    changed: fields of its TransformerConfig, such as dtype, quantization or stacked.
 
   Raises:
     UserError: there is no such model, it can't be read, or it is a run without a checkpoint.

@@ -30,7 +30,12 @@ class Form(Protocol):
 
 
 def flattened(path: str, shape: Shape) -> Shape:
-  """The shape of one layer's parameter as a matrix [inputs, outputs] or a vector: heads and their widths joined."""
+  """The shape of one layer's parameter as a matrix [inputs, outputs] or a vector: heads and their widths joined.
+
+  What is stored of a quantised kernel stays as it is.
+  """
+  if '/kernel/' in path:
+    return shape
   if path.endswith('attention/out/kernel'):
     return (shape[0] * shape[1], *shape[2:])
   if path.endswith(('kernel', 'embedding', 'table')):

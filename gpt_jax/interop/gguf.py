@@ -90,6 +90,8 @@ def save(
     UserError: the file can't say this model, its tokenizer or its numbers, or can't be written.
   """
   path = pathlib.Path(path)
+  if config.quantization is not None:
+    raise UserError(f'{path}: our quantisation has no place in GGUF; write float16, which llama-quantize makes small')
   name, layout = next(((name, layout) for name, layout in LAYOUTS.items() if _says(layout, config)), (None, None))
   if name is None or layout is None:
     raise UserError(f'{path}: GGUF files of {" or ".join(LAYOUTS)} can not say this model: a part has no place there')

@@ -1,17 +1,22 @@
-"""Folders of Hugging Face's transformers, in and out: config.json and safetensors, tensor by tensor."""
+"""Folders of Hugging Face's transformers, in and out: config.json and safetensors, tensor by tensor.
+
+And folders of the same form whose kernels are quantised, which only this program reads; see `layouts.quantized`.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
+import re
 from types import MappingProxyType
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gpt_jax.interop.forms import Tensor
-from gpt_jax.interop.layouts import falcon, glm, gpt, llama
+from gpt_jax.interop.layouts import falcon, glm, gpt, llama, quantized
 from gpt_jax.interop.layouts.table import Layout
 from gpt_jax.interop.tensors import Pretrained, Read, disassemble, narrowed
 from gpt_jax.models.transformer import TransformerConfig
@@ -49,9 +54,10 @@ def read(folder: Folder) -> Pretrained:
   folder = pathlib.Path(folder)
   path = folder / 'config.json'
   try:
-    config = json.loads(path.read_text())
+    config, quantization = quantized.unwrapped(json.loads(path.read_text()))
     layout = choose(f'{path}: model_type', str(config.get('model_type')), LAYOUTS)
-    model = layout.read(config)
+    model = dataclasses.replace(layout.read(config), quantization=quantization)
+    layout = layout if quantization is None else quantized.by_path(layout)
     context = config.get(layout.context)
     if context is not None and (type(context) is not int or context < 1):
       raise ValueError(f'{layout.context} = {context!r}')
@@ -78,7 +84,7 @@ def save(
   dtype: str = 'float32',
   part_bytes: int = 5_000_000_000,
 ) -> None:
-  """Writes a folder that transformers opens.
+  """Writes a folder that transformers opens, unless the config has a quantisation.
 
   Args:
     folder: is made; files of the same names are replaced.
@@ -87,7 +93,7 @@ def save(
     model_type: of LAYOUTS; None: the first that can say the config.
     context: the length in tokens that the model was made for; None: transformers' own default.
     files: of the tokenizer and of generation, by name, that are written beside.
-    dtype: of the tensors: float32, bfloat16 or float16.
+    dtype: of the tensors, but for those of quantised kernels: float32, bfloat16 or float16.
     part_bytes: a larger model is written in parts of at most so many bytes (of one tensor at least) and an index.
 
   Raises:
@@ -101,8 +107,11 @@ def save(
   fields = {'architectures': [layout.architecture], 'model_type': name, **layout.write(config), 'dtype': dtype}
   if context is not None:
     fields[layout.context] = context
+  if config.quantization is not None:
+    layout, fields = quantized.by_path(layout), quantized.wrapped(fields, config.quantization)
   tensors = (
-    (name, narrowed(f'{folder}: {name}', tensor, dtype)) for name, tensor in disassemble(layout, config, params)
+    (name, tensor if re.search(layout.exact, name) else narrowed(f'{folder}: {name}', tensor, dtype))
+    for name, tensor in disassemble(layout, config, params)
   )
   try:
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 from gpt_jax.interop.forms import Shape, Tensor, flattened
 from gpt_jax.interop.layouts.table import Entry, Layout
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
+from gpt_jax.models.quantization import encoded
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import Params, UserError
 
@@ -41,46 +42,63 @@ class Pretrained:
   tensors: Callable[[], contextlib.AbstractContextManager[Mapping[str, Read]]]
 
   def load(self, *, place: Place | None = None, **changed: Any) -> tuple[LanguageModel, Params]:
-    """The model and its parameters in float32.
+    """The model and its parameters: in float32, or kernels quantised as the config or the files say.
 
-    A tensor at a time is read and put where it belongs, so that memory holds the parameters and one of them again: of
-    stacked layers, one kind of all layers.
+    A tensor at a time is read and put where it belongs, so that memory holds the parameters and one of them again in
+    float32: of stacked layers, one kind of all layers.
 
     Args:
       place: gives the sharding of each parameter, of their shapes; None: the default device.
       changed: fields of the config, such as dtype or stacked.
 
     Raises:
-      UserError: a file that is missing, broken or a pickle; a tensor that is missing, left over or of another shape.
+      UserError: a file that is missing, broken or a pickle; a tensor that is missing, left over or of another shape;
+        a quantisation that does not fit, or files that have another one.
     """
     model = LanguageModel(dataclasses.replace(self.config, **changed))
+    stored, wanted = self.config.quantization, model.config.quantization
+    if stored is not None and (wanted is None or dataclasses.replace(stored, activations=wanted.activations) != wanted):
+      raise UserError(f'{self.name} is quantised already, as {stored}; load it so, or what it was made from')
     with self.tensors() as tensors:
-      return model, _assemble(self.name, tensors, self.layout, model, place)
+      return model, _assemble(self.name, tensors, self.layout, model, place, quantized=stored is not None)
 
 
 def _assemble(
-  name: str, tensors: Mapping[str, Read], layout: Layout, model: LanguageModel, place: Place | None = None
+  name: str,
+  tensors: Mapping[str, Read],
+  layout: Layout,
+  model: LanguageModel,
+  place: Place | None = None,
+  quantized: bool = False,
 ) -> Params:
-  source = _Source(name, tensors, layout, model)
+  quantization = model.config.quantization
+  parameters = parameter_shapes(model)
+  stored = model if quantized else LanguageModel(dataclasses.replace(model.config, quantization=None))
+  source = _Source(name, tensors, layout, stored)
+  tree: Any
   paths, tree = jax.tree_util.tree_flatten_with_path(source.parameters)
-  shardings = [None] * len(paths) if place is None else jax.tree.leaves(place(source.parameters))
+  wanted = tree.flatten_up_to(parameters)
+  shardings = [None] * len(paths) if place is None else tree.flatten_up_to(place(parameters))
   arrays: list[Any] = [None] * len(paths)
   # The largest first, while there is room: each is held twice until its copy is made.
   for number in sorted(range(len(paths)), key=lambda number: -paths[number][1].size):
     path, shape = paths[number]
-    part = source.parameter(_name(path), shape.shape)
+    part: Any = source.parameter(_name(path), shape.shape)
+    if quantization is not None:
+      part = encoded(quantization, part, wanted[number])
     arrays[number] = jax.block_until_ready(jax.device_put(part, shardings[number]))
   return jax.tree.unflatten(tree, arrays)
 
 
 def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-  """Every tensor of a layout in float32, by its name there, made when it is asked for."""
+  """Every tensor of a layout in float32, or integers as they are, by its name there, made when it is asked for."""
   ours = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
   for entry, layer in _places(layout, config):
     parts = []
     for path in entry.ours:
       array = _of_layer(ours, path, layer, len(config.attention))
-      parts.append(np.asarray(array, np.float32).reshape(flattened(path, array.shape)))
+      dtype = np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
+      parts.append(np.asarray(array, dtype).reshape(flattened(path, array.shape)))
     yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
 
 
@@ -129,12 +147,13 @@ class _Source:
     entries = layout.entries(model.config)
     self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
     self.shapes: dict[str, Shape] = {}
+    self.dtypes: dict[str, Any] = {}
     self.parameters = parameter_shapes(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(self.parameters):
       found = BLOCK.search(_name(path))
       inner = found[3] if found else _name(path).removeprefix('params/')
       shape = leaf.shape[1:] if found and found[1] is None else leaf.shape
-      self.shapes[inner] = flattened(inner, shape)
+      self.shapes[inner], self.dtypes[inner] = flattened(inner, shape), leaf.dtype
 
   def parameter(self, path: str, shape: Shape) -> Tensor:
     """A parameter by its path; of stacked layers, all of them."""
@@ -146,7 +165,7 @@ class _Source:
       return self._part(inner, int(period) * self.period + block).reshape(shape)
     # The first layer before room is made for all: its shape may be refused.
     first = self._part(inner, block).reshape(shape[1:])
-    stack = np.empty(shape, np.float32)
+    stack = np.empty(shape, first.dtype)
     for number in range(shape[0]):
       stack[number] = self._part(inner, number * self.period + block).reshape(shape[1:]) if number else first
     return stack
@@ -158,7 +177,9 @@ class _Source:
     name = self._found(entry.theirs.format(layer))
     try:
       part = entry.form.read(self.tensors[name](), [self.shapes[path] for path in entry.ours])[place]
-      return part.astype(np.float32, copy=False)
+      if np.issubdtype(self.dtypes[inner], np.integer) and part.dtype != self.dtypes[inner]:
+        raise ValueError(f'its dtype is {part.dtype}, not {self.dtypes[inner]}')
+      return part.astype(self.dtypes[inner], copy=False)
     except ValueError as error:
       raise UserError(f'{self.name}: tensor {name}: {error}; its configuration is of another model') from None
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpt_jax.models.initialization import Normal
+from gpt_jax.models.quantization import Quantization, product
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -20,7 +21,7 @@ def gelu_exact(x: jax.Array) -> jax.Array:
 
 
 class Linear(nn.Module):
-  """x W + b over the last `contracted` axes of x, giving axes `features`."""
+  """x W + b over the last `contracted` axes of x, giving axes `features`; a quantisation says how W is stored."""
 
   features: int | tuple[int, ...]
   contracted: int = 1
@@ -28,6 +29,7 @@ class Linear(nn.Module):
   kernel_init: Callable[[str, int], Callable[..., jax.Array]] = Normal()
   num_layers: int = 1
   dtype: str = 'float32'
+  quantization: Quantization | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
@@ -35,12 +37,18 @@ class Linear(nn.Module):
     batch, inputs = x.shape[: -self.contracted], x.shape[-self.contracted :]
     rows, columns = math.prod(inputs), math.prod(features)
 
-    def initialize(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-      return self.kernel_init(str(self.name), self.num_layers)(key, (rows, columns)).reshape(shape)
+    def initialize(key: jax.Array) -> Any:
+      kernel = self.kernel_init(str(self.name), self.num_layers)(key, (rows, columns))
+      return kernel.reshape(*inputs, *features) if self.quantization is None else self.quantization.encode(kernel)
 
-    kernel = self.param('kernel', initialize, (*inputs, *features))
+    kernel = self.param('kernel', initialize)
     bias = self.param('bias', nn.initializers.zeros, features).reshape(columns) if self.use_bias else None
-    y = affine(x.astype(self.dtype).reshape(*batch, rows), kernel.reshape(rows, columns), bias)
+    x = x.astype(self.dtype).reshape(*batch, rows)
+    if self.quantization is None:
+      y = affine(x, kernel.reshape(rows, columns), bias)
+    else:
+      y = product(self.quantization, x.reshape(-1, rows), kernel)
+      y = (y if bias is None else y + bias).astype(self.dtype)
     return y.reshape(*batch, *features)
 
 

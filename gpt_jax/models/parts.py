@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gpt_jax.models import attention, initialization, layers, masks, positions, residual
+from gpt_jax.models import attention, initialization, layers, masks, positions, quantization, residual
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.transformer import REMAT, TransformerConfig
 from gpt_jax.names import choose, nearest
@@ -36,6 +36,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'init': {
     'normal': initialization.Normal, 'scaled_normal': initialization.ScaledNormal, 'xavier': initialization.Xavier,
   },
+  'quantization': {'int8': quantization.Int8, 'int4': quantization.Int4},
 }  # fmt: skip
 """For each field of TransformerConfig that holds a part: names, and what makes it of its arguments."""
 
@@ -48,16 +49,17 @@ ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 """What stands inside a part's brackets, by name."""
 
 
-def part(field: str, text: str) -> Any:
+def part(field: str, text: str, named_by: str | None = None) -> Any:
   """The part that `text` writes: NAME, NAME(arguments), masks joined by | and &, or for attention several by commas.
+
+  Messages call the field `named_by`; None: config.model.FIELD.
 
   Raises:
     UserError: the text is not of this form, or names no part of the field.
   """
   table = {**PARTS[field], **ARGUMENTS.get(field, {})}
-  refusal = lambda node: UserError(
-    f'config.model.{field} = {text!r}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)'
-  )
+  given = f'{named_by or f"config.model.{field}"} = {text!r}'
+  refusal = lambda node: UserError(f'{given}: {ast.unparse(node)!r} is not a part; write NAME or NAME(number)')
 
   def whole(node: ast.expr) -> Any:
     match node:
@@ -83,7 +85,7 @@ def part(field: str, text: str) -> Any:
 
   def named(name: str) -> Callable[..., Any]:
     if name not in table:
-      raise UserError(f'config.model.{field} = {text!r}: no part is named {name!r}; {nearest(name, table)}')
+      raise UserError(f'{given}: no part is named {name!r}; {nearest(name, table)}')
     return table[name]
 
   try:
@@ -92,7 +94,7 @@ def part(field: str, text: str) -> Any:
       return whole(tree)
     return tuple(map(whole, tree.elts)) if isinstance(tree, ast.Tuple) and tree.elts else (whole(tree),)
   except (SyntaxError, TypeError, ValueError) as error:
-    raise UserError(f'config.model.{field} = {text!r}: {error}; write NAME or NAME(argument, ...)') from error
+    raise UserError(f'{given}: {error}; write NAME or NAME(argument, ...)') from error
 
 
 def from_config(model: Mapping[str, Any], start: TransformerConfig | None = None) -> TransformerConfig:

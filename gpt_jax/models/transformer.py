@@ -15,6 +15,7 @@ from gpt_jax.models.attention import Banded, Cache, Dense, KeyValues
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
 from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
+from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
 from gpt_jax.types import Layout, Params, left_to_right
 
@@ -57,6 +58,8 @@ class TransformerConfig:
   residual_dropout: float = 0.0
   dtype: str = 'float32'
   """Of computation; parameters, softmax and loss are float32."""
+  quantization: Int8 | Int4 | None = None
+  """How the kernels of linear layers are stored; None: in float32. Not for training: integers have no gradient."""
   remat: str | None = None
   """A name of REMAT: what the backward pass keeps."""
   stacked: bool = True
@@ -83,8 +86,9 @@ class TransformerConfig:
   @property
   def linear(self) -> Callable[..., Linear]:
     return functools.partial(
-      Linear, use_bias=self.use_bias, kernel_init=self.init, num_layers=self.num_layers, dtype=self.dtype
-    )
+      Linear, use_bias=self.use_bias, kernel_init=self.init, num_layers=self.num_layers, dtype=self.dtype,
+      quantization=self.quantization,
+    )  # fmt: skip
 
   def evaluated(self) -> 'TransformerConfig':
     """The same model without dropout."""

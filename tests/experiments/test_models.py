@@ -200,7 +200,27 @@ def test_written_to_a_file_of_llama_cpp_and_back_it_answers_alike(folder, model,
   assert answers[0] == answers[1] != ''
 
 
+def test_quantised_on_load_or_once_it_answers_alike(folder, tmp_path, capfd):
+  """And not quite like the model it was made from."""
+  (tmp_path / 'text.txt').write_text(TEXT)
+  text = [f'--source=file:{tmp_path}/text.txt', '--split=train', '--held_out=0', '--context=64']
+  ended = call(capfd, 'convert', f'--source={folder}', f'--target={tmp_path}/small', '--quantization=int4(group=16)')
+  assert ended.code == 0, ended.err
+  models = ([f'{folder}'], [f'{folder}', '--quantization=int4(group=16)'], [f'{tmp_path}/small'])
+  evaluated = lambda name, *flags: json.loads(call(capfd, 'evaluate', f'--model={name}', *flags, *text).out)
+  losses = [evaluated(*words)['loss'] for words in models]
+  assert losses[1] == losses[2] and 1e-4 < abs(losses[0] - losses[1]) < 0.5
+  sizes = [(name / 'model.safetensors').stat().st_size for name in (folder, tmp_path / 'small')]
+  assert sizes[1] < 0.7 * sizes[0]  # embeddings are most of so small a model
+
+
 WRONG = {
+  'quantisation': (('generate', '--prompt=x', '--quantization=int9'), "--quantization = 'int9': no part is named"),
+  'its group': (
+    ('chat', '--quantization=int8(group=20)'),
+    'group = 20 does not divide the 32 inputs of a linear layer',
+  ),
+  'its place': (('convert', '--target=x.gguf', '--quantization=int8'), '--quantization is of a folder'),
   'no prompt': (('generate',), 'give --prompt=TEXT, or --prompts=FILE.jsonl'),
   'no file': (('generate', '--prompts=/nowhere.jsonl', '--out=x'), '--prompts=/nowhere.jsonl can not be read'),
   'no out': (('generate', '--prompts=LICENSE'), '--out is missing'),
@@ -232,7 +252,7 @@ def test_bad_input_is_one_line(name, folder, tmp_path, capfd):
   (experiment, *flags), message = WRONG[name]
   (tmp_path / 'lines.jsonl').write_text('{"prompt": "x"}\n' if 'nowhere' in name else '{"text": "x"}\n')
   flags = [flag.replace('PACKAGES', f'{tmp_path}/lines.jsonl') for flag in flags]
-  ended = call(capfd, experiment, f'--model={folder}', *flags)
+  ended = call(capfd, experiment, f'--{"source" if experiment == "convert" else "model"}={folder}', *flags)
   assert ended.code == 2 and message in ended.err and ended.err.count('\n') == 1
   assert not pathlib.Path('x').exists()
 
@@ -275,6 +295,8 @@ def test_a_run_reads_no_token_before_a_text_whatever_its_vocabulary_was_made_for
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   ended = call(capfd, 'evaluate', f'--model={tmp_path}/run')
   assert json.loads(ended.out)['loss'] == pytest.approx(result['validation_loss'], rel=1e-5)
+  rounded = json.loads(call(capfd, 'evaluate', f'--model={tmp_path}/run', '--quantization=int8').out)['loss']
+  assert result['validation_loss'] != rounded == pytest.approx(result['validation_loss'], rel=0.01)
   written = call(capfd, 'generate', f'--model={tmp_path}/run', '--prompt=the', *GREEDY).out
   run = language.load(f'{tmp_path}/run', stacked=False)
   expected = answer((run.model, run.params), run.tokenizer, run.tokenizer.encode('the').tolist())

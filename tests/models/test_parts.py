@@ -24,6 +24,7 @@ from gpt_jax.models.positions import (
   Rotary,
   Rotary2D,
 )
+from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Parallel, PostNorm, PreNorm
 from gpt_jax.types import UserError
 
@@ -61,6 +62,9 @@ WRITTEN = {
   ('init', 'normal(0.01)'): Normal(0.01),
   ('init', 'scaled_normal'): ScaledNormal(),
   ('init', 'xavier(gain=0.5)'): Xavier(gain=0.5),
+  ('quantization', 'int8'): Int8(),
+  ('quantization', "int8(64, activations='float')"): Int8(64, activations='float'),
+  ('quantization', 'int4(group=64)'): Int4(group=64),
 }
 
 
@@ -95,6 +99,8 @@ WRONG = {
   ('attention', '()'): 'is not a part',
   ('init', '__import__("os").system("true")'): 'is not a part',
   ('init', 'normal.__class__'): 'is not a part',
+  ('quantization', 'int4(0)'): 'group = 0 must be positive',
+  ('quantization', "int8(activations='int8')"): "activations = 'int8' must be 'float' or 'dynamic'",
 }
 
 

@@ -15,7 +15,9 @@ Json = Mapping[str, Any]
 HEAD = 'lm_head.weight'
 
 # What a config has beyond the model it describes: how it is made, trained and run.
-_LOOSE = ('init', 'embedding_dropout', 'attention_dropout', 'residual_dropout', 'dtype', 'remat', 'stacked')
+_LOOSE = (
+  'init', 'embedding_dropout', 'attention_dropout', 'residual_dropout', 'dtype', 'quantization', 'remat', 'stacked',
+)  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -40,6 +42,8 @@ class Layout:
   entries: Callable[[TransformerConfig], list[Entry]]
   ignored: str = r'$^'
   """Tensors that are no parameters, as a regex: masks and tables of angles that old files hold."""
+  exact: str = r'$^'
+  """Tensors that are written in the dtype they have, as a regex, whatever that of the others."""
   context: str = 'max_position_embeddings'
   """The field of the configuration that has the length, in tokens, that the model was made for."""
   head: str = HEAD
