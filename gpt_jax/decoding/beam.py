@@ -76,7 +76,8 @@ def beam_search(
     smaller than that.
 
   Raises:
-    UserError: an empty prompt, an unknown token, a text longer than the context, or a number outside its range.
+    UserError: an empty prompt, an unknown token, a text longer than the context, a number outside its range, or no
+      token that may follow.
   """
   model, params = unstacked(model, params)
   request = Request(max_new_tokens, Manner(), stop_ids, (), None, Alone())
@@ -113,6 +114,11 @@ def beam_search(
 
   places = range(num_return_sequences)
   there = np.isfinite(found.total)
+  if not there[:, 0].all():
+    raise UserError(
+      f'prompts[{int(np.argmin(there[:, 0]))}] can not be followed by anything: the logits are not numbers, or the '
+      'processors leave no token'
+    )
   return [[beam(row, place) for place in places if there[row, place]] for row in range(len(prompts))]
 
 

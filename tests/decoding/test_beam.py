@@ -253,6 +253,12 @@ def test_bad_input_is_one_clear_line(wrong, message):
   assert '\n' not in str(caught.value)
 
 
+def test_a_model_of_no_numbers_is_one_clear_line():
+  model, params = build(ROTARY)
+  with pytest.raises(UserError, match=r'^prompts\[0\] can not be followed by anything: the logits are not numbers'):
+    beam_search(model, jax.tree.map(lambda x: x * np.nan, params), PROMPTS, max_new_tokens=NEW, num_beams=WIDTH)
+
+
 def test_beams_are_plain_numbers():
   ((beam, *_), *_) = found(ROTARY)
   assert isinstance(beam.score, float) and isinstance(beam.tokens, np.ndarray)
