@@ -3,6 +3,7 @@
 python -m experiments.generate --model=MODEL --prompt=TEXT [--max_new_tokens=200] [--temperature=0.8] [--top_p=0.95]
 python -m experiments.generate --model=MODEL --chat --prompt=QUESTION [--system=TEXT] [--temperature=0]
 python -m experiments.generate --model=MODEL --prompts=FILE.jsonl --out=FILE.jsonl [--batch_size=8]
+python -m experiments.generate --model=MODEL --prompt=TEXT --num_beams=4 [--length_penalty=0.6]
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from experiments import command, decoding_flags, language
 from gpt_jax.data import tokenizers
+from gpt_jax.decoding.beam import beam_search
 from gpt_jax.decoding.generate import Completion, generate, joined, stream
 from gpt_jax.types import UserError
 
@@ -26,11 +28,18 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'of --prompts: prompts at a t
 CHAT = flags.DEFINE_boolean('chat', False, "prompts are questions, asked by the model's chat template")
 NUM_SAMPLES = flags.DEFINE_integer('num_samples', 1, 'completions of each prompt, which is read once', lower_bound=1)
 SYSTEM = flags.DEFINE_string('system', None, 'of --chat: what the model is told first')
+NUM_BEAMS = flags.DEFINE_integer(
+  'num_beams', None, 'nothing is drawn: search for the likeliest text, with so many side by side', lower_bound=1
+)
+LENGTH_PENALTY = flags.DEFINE_float(
+  'length_penalty', None, 'of --num_beams: log p of a text is divided by its length to this power [1]'
+)
 
 
 def main(_: Any) -> None:
   if (PROMPT.value is None) == (PROMPTS.value is None):
     raise UserError('give --prompt=TEXT, or --prompts=FILE.jsonl with --out=FILE.jsonl')
+  check_beams()
   if PROMPTS.value is None:
     write(command.required(PROMPT))
   else:
@@ -43,11 +52,17 @@ def write(prompt: str) -> None:
     raise UserError('--num_samples writes several texts: give --prompts=FILE.jsonl with --out=FILE.jsonl')
   trained, how = decoding_flags.load()
   ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
-  seed, context = decoding_flags.SEED.value, trained.context
   pieces: list[Completion] = []
 
+  def texts() -> Iterator[list[Completion]]:
+    if NUM_BEAMS.value is None:
+      seed, context = decoding_flags.SEED.value, trained.context
+      yield from stream(trained.model, trained.params, [ids], **how, seed=seed, stride=4, context=context)
+    else:
+      yield best(trained, how, [ids], NUM_BEAMS.value)
+
   def written() -> Iterator[int]:
-    for (piece,) in stream(trained.model, trained.params, [ids], **how, seed=seed, stride=4, context=context):
+    for (piece,) in texts():
       pieces.append(piece)
       yield from (int(token) for token in piece.tokens if token not in ends)
 
@@ -79,10 +94,13 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
   with writable(partial) as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
     for first in range(0, len(rows), BATCH_SIZE.value):
       batch = rows[first : first + BATCH_SIZE.value]
-      completions = generate(
-        trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
-        first_row=first, num_samples=NUM_SAMPLES.value,
-      )  # fmt: skip
+      if NUM_BEAMS.value is None:
+        completions = generate(
+          trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
+          first_row=first, num_samples=NUM_SAMPLES.value,
+        )  # fmt: skip
+      else:
+        completions = best(trained, how, batch, NUM_BEAMS.value)
       for number, found in enumerate(completions):
         line = lines[first + number // NUM_SAMPLES.value]
         text = trained.decode([token for token in found.tokens.tolist() if token not in ends])
@@ -90,6 +108,33 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
         file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
       bar.update(len(batch))
   partial.replace(out)
+
+
+def check_beams() -> None:
+  """Raises UserError where flags of drawing are given to a search, or those of a search without beams."""
+  if NUM_BEAMS.value is None:
+    if LENGTH_PENALTY.value is not None:
+      raise UserError('--length_penalty is of beam search: give --num_beams too')
+    return
+  drawing = ('temperature', 'top_k', 'top_p', 'min_p', 'num_samples', 'draft', 'medusa')
+  for flag in (flags.FLAGS[name] for name in drawing):
+    # A temperature of 0 draws nothing either.
+    if flag.present and flag.value:
+      raise UserError(f'--{flag.name} does not go with --num_beams, which draws nothing: leave one of them out')
+  if decoding_flags.STOP.value:
+    raise UserError('--stop does not go with --num_beams, whose texts end with a token: leave one of them out')
+
+
+def best(
+  trained: language.Trained, how: Mapping[str, Any], prompts: Sequence[Sequence[int]], num_beams: int
+) -> list[Completion]:
+  """The likeliest text after each prompt, as far as so many beams can tell."""
+  found = beam_search(
+    trained.model, trained.params, prompts, max_new_tokens=how['max_new_tokens'], num_beams=num_beams,
+    length_penalty=1.0 if LENGTH_PENALTY.value is None else LENGTH_PENALTY.value, stop_ids=how['stop_ids'],
+    processors=how['sampling'].processors, context=trained.context,
+  )  # fmt: skip
+  return [Completion(beam.tokens, beam.log_probabilities, beam.finish) for (beam,) in found]
 
 
 def writable(path: pathlib.Path) -> TextIO:

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from experiments import language
 from gpt_jax.data import tokenizers
+from gpt_jax.decoding.beam import beam_search
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.interop import huggingface
@@ -118,6 +119,22 @@ def test_draws_do_not_depend_on_the_batch(folder, tmp_path, capfd):
     assert call(capfd, 'generate', f'--model={folder}', *flags, '--max_new_tokens=9').code == 0
     found.append([json.loads(line)['completion'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()])
   assert found[0] == found[1] and len(set(found[0])) == 3
+
+
+def test_the_likeliest_text_of_several_beams(folder, model, tokenizer, tmp_path, capfd):
+  prompts = ['the', 'a quick brown fox jumps', 'x']
+  ids = [[*tokenizer.conventions.begin, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+  ends = tokenizer.conventions.ends
+  how = {'max_new_tokens': 12, 'num_beams': 3, 'stop_ids': ends}
+  found = [row[0].tokens.tolist() for row in beam_search(*model, ids, **how, length_penalty=2)]
+  expected = [tokenizers.decode(tokenizer, [token for token in text if token not in ends]) for text in found]
+  (tmp_path / 'in.jsonl').write_text(''.join(json.dumps({'prompt': prompt}) + '\n' for prompt in prompts))
+  flags = ('--num_beams=3', '--length_penalty=2', '--max_new_tokens=12')
+  files = (f'--prompts={tmp_path}/in.jsonl', f'--out={tmp_path}/out.jsonl')
+  assert call(capfd, 'generate', f'--model={folder}', *files, *flags).code == 0
+  assert [json.loads(line)['completion'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()] == expected
+  ended = call(capfd, 'generate', f'--model={folder}', f'--prompt={prompts[1]}', *flags, '--temperature=0')
+  assert (ended.code, ended.out) == (0, f'{prompts[1]}{expected[1]}\n'), ended.err
 
 
 def test_a_conversation(folder, model, tokenizer, tmp_path, capfd):
@@ -243,6 +260,11 @@ WRONG = {
   'no heads': (('generate', '--prompt=x', '--medusa=tests'), 'tests is not the folder of a run'),
   'penalty': (('generate', '--prompt=x', '--repetition_penalty=0'), 'repetition_penalty = 0.0 must be positive'),
   'samples': (('generate', '--prompt=x', '--num_samples=2'), '--num_samples writes several texts'),
+  'drawn beams': (('generate', '--prompt=x', '--num_beams=2', '--temperature=0.5'), '--temperature does not go with'),
+  'cut beams': (('generate', '--prompt=x', '--num_beams=2', '--stop=x'), '--stop does not go with --num_beams'),
+  'beams of others': (('generate', '--prompt=x', '--length_penalty=2'), '--length_penalty is of beam search: give'),
+  'no beams': (('generate', '--prompt=x', '--num_beams=0'), 'num_beams'),
+  'a conversation of beams': (('chat', '--num_beams=2'), "Unknown command line flag 'num_beams'"),
   'too long': (('generate', '--prompt=x', '--max_new_tokens=300'), 'exceed the context of 256'),
 }
 
