@@ -112,8 +112,8 @@ def contestant(name, folder):
   if name.startswith('llama_cpp'):
     return llama_cpp(f'{folder}/{"q8_0" if name.endswith("q8_0") else "f32"}.gguf')
   if name.startswith('transformers'):
-    return transformers(folder, compiled=name.endswith('compiled'))
-  return ours(folder, 'int8' if name.endswith('int8') else None)
+    return transformers(f'{folder}/hf', compiled=name.endswith('compiled'))
+  return ours(f'{folder}/hf', 'int8' if name.endswith('int8') else None)
 
 
 def serve(name, folder):
@@ -158,7 +158,7 @@ def compete(names, folder, prompts, options):
       stderr=None if options.verbose else subprocess.DEVNULL, text=True,
     )  # fmt: skip
     if not (line := process.stdout.readline()):
-      print(f'{name}: not to be had here', file=sys.stderr)
+      print(f'{name}: not to be had here (--verbose shows why)', file=sys.stderr)
       continue
     assert json.loads(line) == 'ready'
     processes[name] = process
