@@ -8,7 +8,7 @@ quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-assets: .venv/parity
 	$(BIN)/python -m pytest -m assets
@@ -26,6 +26,7 @@ bench: .venv/bench
 	$(BIN)/python bench/loss_memory.py
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/load_weights.py
+	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/quantization.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.

@@ -49,12 +49,24 @@ def other(tmp_path_factory) -> pathlib.Path:
   return speaker.save(tmp_path_factory.mktemp('readme') / 'speaker')
 
 
+@pytest.fixture(scope='module')
+def heads(trained, tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('readme') / 'heads'
+  assert spawn('medusa', *heads_of(trained), f'--workdir={workdir}').code == 0
+  return workdir
+
+
+def heads_of(base: pathlib.Path) -> list[str]:
+  fields = {'base': base, 'data.source': 'file:LICENSE', 'data.held_out': 0.2, 'num_steps': 2}
+  return ['--config=configs/medusa/tiny.py', *(f'--config.{name}={value}' for name, value in fields.items())]
+
+
 def test_there_are_commands():
   assert len(commands()) > 5 and blocks('python')
 
 
 @pytest.mark.parametrize(('command', 'shown'), commands())
-def test_command(command, shown, trained, other, tmp_path, capfd):
+def test_command(command, shown, trained, other, heads, tmp_path, capfd):
   words = shlex.split(command)
   if words[0] == 'make':
     assert subprocess.run(['make', '-n', *words[1:]], cwd=ROOT, capture_output=True, check=False).returncode == 0
@@ -68,11 +80,14 @@ def test_command(command, shown, trained, other, tmp_path, capfd):
     r'^(--(?:model|source)=|)runs/\w+$': rf'\g<1>{trained}',
     r'=(asset:smollm2|hf://\S+)$': f'={other}',
     r'^(--(?:prompts|out)=)(\w+\.jsonl)$': rf'\g<1>{tmp_path}/\g<2>',
+    r'^--medusa=runs/\w+$': f'--medusa={heads}',
     r'^--sweep=configs.*': f'--sweep={sweep}',
     r'^--source=file:.*': '--source=file:LICENSE',
     r'^--prompt=.*': '--prompt=License',
   }
   words = [functools.reduce(lambda text, swap: re.sub(*swap, text), here.items(), word) for word in words[3:]]
+  if name == 'medusa':
+    words = [word for word in words if not word.startswith('--config=')] + heads_of(trained)
   run = spawn if name in ('sweep', 'compare') else functools.partial(call, capfd)
   ended = run(name, *words, *MORE.get(name, []), *([f'--results={tmp_path}'] if name == 'sweep' else []))
   if shown.startswith('error: '):
