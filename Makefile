@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-assets test-parity lint bench clean
+.PHONY: quickstart test test-slow test-assets test-parity lint bench clean
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m slow
 
 test-assets: .venv/parity
 	$(BIN)/python -m pytest -m assets

@@ -63,7 +63,12 @@ def check(mine, expected):
   np.testing.assert_allclose([beam.log_probabilities.sum() for beam in mine], [row[1] for row in expected], atol=1e-4)
 
 
-@pytest.mark.parametrize('parts', PARTS)
+SLOW = ('learned', 'alibi, one key head', 'prefix')
+
+
+@pytest.mark.parametrize(
+  'parts', [pytest.param(parts, marks=[pytest.mark.slow] if parts in SLOW else []) for parts in PARTS]
+)
 def test_a_ragged_batch_from_a_cache_is_each_text_read_whole(parts):
   config, stops = PARTS[parts], (12, 20)
   for prompt, mine in zip(PROMPTS, found(config, stop_ids=stops), strict=True):

@@ -7,10 +7,9 @@ import pytest
 
 from gpt_jax.decoding import conversation as module
 from gpt_jax.decoding.conversation import Conversation
-from gpt_jax.decoding.generate import generate
 from gpt_jax.models.positions import Learned
 from gpt_jax.types import UserError
-from tests.decoding.test_generate import GREEDY, PARTS, PROMPTS, VOCABULARY, build
+from tests.decoding.test_generate import GREEDY, PARTS, PROMPTS, VOCABULARY, build, greedy_by_brute_force
 
 LONGER = {**PARTS, 'learned': dataclasses.replace(PARTS['learned'], positions=Learned(96))}
 
@@ -35,11 +34,15 @@ def written(conversation, text, number, **more) -> list[int]:
   return np.concatenate([piece.tokens for piece in pieces]).tolist()
 
 
-def anew(config, text, number) -> list[int]:
-  return generate(*build(config), [text], max_new_tokens=number, sampling=GREEDY)[0].tokens.tolist()
+anew = greedy_by_brute_force
 
 
-@pytest.mark.parametrize('parts', LONGER)
+SLOW = ('learned', 'alibi, one key head', 'banded')
+
+
+@pytest.mark.parametrize(
+  'parts', [pytest.param(parts, marks=[pytest.mark.slow] if parts in SLOW else []) for parts in LONGER]
+)
 def test_turns_are_written_as_if_read_anew(parts, reads):
   config = LONGER[parts]
   conversation, text = Conversation(*build(config)), list(PROMPTS[0])

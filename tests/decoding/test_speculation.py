@@ -21,7 +21,17 @@ from gpt_jax.decoding.tree import Tree, chain
 from gpt_jax.models.heads import Medusa
 from gpt_jax.models.positions import Learned
 from gpt_jax.types import UserError
-from tests.decoding.test_generate import GREEDY, PARTS, PROMPTS, VOCABULARY, base, build, full_forward, letters
+from tests.decoding.test_generate import (
+  GREEDY,
+  PARTS,
+  PROMPTS,
+  VOCABULARY,
+  base,
+  build,
+  full_forward,
+  greedy_by_brute_force,
+  letters,
+)  # fmt: skip
 
 BUSHY = Tree((-1, 0, 0, 0, 1, 1, 2, 4, 4, 5, 7), (0, 0, 1, 2, 0, 1, 0, 0, 2, 0, 0))
 LONG = 21
@@ -75,10 +85,15 @@ def alone(config, sampling=GREEDY, **how):
   return generate(*build(config), PROMPTS, max_new_tokens=LONG, sampling=sampling, stride=8, seed=2, **how)
 
 
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(('parts', 'draft'), [
-  *((parts, 'medusa, tree') for parts in ROOMY),
-  *(('rotary, grouped queries', draft) for draft in DRAFTS if draft != 'medusa, tree'),
-  ('banded', 'own layers'), ('prefix', 'lookup'), ('alibi, one key head', 'own layers'),
+  ('rotary, grouped queries', 'medusa, tree'), ('rotary, grouped queries', 'stranger'), ('banded', 'medusa, tree'),
+  ('banded', 'own layers'), ('prefix', 'lookup'), slow('prefix', 'medusa, tree'), slow('learned', 'medusa, tree'),
+  slow('alibi, one key head', 'medusa, tree'), slow('alibi, one key head', 'own layers'),
+  *(slow('rotary, grouped queries', draft) for draft in DRAFTS if draft not in ('medusa, tree', 'stranger')),
 ])  # fmt: skip
 def test_greedy_text_is_the_same_token_by_token(parts, draft):
   config = ROOMY[parts]
@@ -150,7 +165,7 @@ def test_a_stop_id_within_what_was_kept_ends_the_row():
     assert letters(result.tokens).find(word) == len(result.tokens) - len(word)
 
 
-@pytest.mark.parametrize('draft', ['lookup', 'own layers', 'medusa, tree'])
+@pytest.mark.parametrize('draft', [slow('lookup'), 'own layers', slow('medusa, tree')])
 def test_the_whole_context_can_be_used(draft):
   """The last candidates stand behind the learned positions, and are never kept."""
   config = PARTS['learned']  # 24
@@ -159,18 +174,19 @@ def test_the_whole_context_can_be_used(draft):
   assert run(draft=DRAFTS[draft](config))[0].tokens.tolist() == run()[0].tokens.tolist()
 
 
+@pytest.mark.slow
 def test_a_conversation_keeps_its_draft():
   config = ROOMY['rotary, grouped queries']
-  for name in ('own layers', 'lookup', 'medusa, tree'):
+  for name in ('own layers', 'medusa, tree'):
     talk, text = Conversation(*build(config), draft=DRAFTS[name](config)), list(PROMPTS[0])
     for said in ([1, 2, 3], [7] * 20, []):
       pieces = list(talk.stream(text, max_new_tokens=9, sampling=GREEDY, stride=4))
       added = np.concatenate([piece.tokens for piece in pieces]).tolist()
-      assert added == generate(*build(config), [text], max_new_tokens=9, sampling=GREEDY)[0].tokens.tolist()
+      assert added == greedy_by_brute_force(config, text, 9)
       text += [*added, *said]
 
 
-@pytest.mark.parametrize('draft', ['lookup', 'own layers', 'medusa, tree'])
+@pytest.mark.parametrize('draft', [slow('lookup'), slow('own layers'), 'medusa, tree'])
 def test_processors_see_the_path_to_each_candidate(draft):
   config = ROOMY['banded']
   sampling = Sampling(0, processors=(RepetitionPenalty(1.8),))
@@ -222,9 +238,9 @@ def exact(sampling: Sampling) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('draft', 'sampling'), [
-  ('alone', Sampling(0.6)), ('lookup', Sampling(0.6)), ('bigrams', Sampling(1.0)), ('stranger', Sampling(1.7)),
-  ('own layers', Sampling(0.6)), ('own layers', Sampling(1.0, top_p=0.8)), ('own layers', Sampling(1.7, top_k=4)),
-  ('medusa, chain', Sampling(1.3, min_p=0.1)),
+  ('own layers', Sampling(1.0, top_p=0.8)), ('lookup', Sampling(0.6)), slow('medusa, chain', Sampling(1.3, min_p=0.1)),
+  slow('alone', Sampling(0.6)), slow('bigrams', Sampling(1.0)), slow('stranger', Sampling(1.7)),
+  slow('own layers', Sampling(0.6)), slow('own layers', Sampling(1.7, top_k=4)),
 ])  # fmt: skip
 def test_drawn_text_has_the_models_distribution(draft, sampling):
   """Chi-square over the joint distribution of three tokens: a step's second and third are candidates, kept or not."""
@@ -244,6 +260,7 @@ def test_drawn_text_has_the_models_distribution(draft, sampling):
     assert 0 < sum(r.kept for r in found) < sum(r.tried for r in found)
 
 
+@pytest.mark.slow
 def test_acceptance_is_one_minus_the_distance():
   """E[min(1, p / q)] = 1 - TV(p, q) (Leviathan et al., corollary 3.6), here of the first candidate after the prompt."""
   model, draft = build(TINY), stranger(TINY)

@@ -21,7 +21,10 @@ def flags(base: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
   return [f'--config={DISTILL}', f'--config.teacher={base}', source, f'--workdir={workdir}', *others]
 
 
-@pytest.mark.parametrize('kind', ['forward_kl', 'reverse_kl', 'sequence'])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('reverse_kl', 'sequence')]
+
+
+@pytest.mark.parametrize('kind', ['forward_kl', *SLOW])
 def test_a_draft_learns_what_its_teacher_says(base, kind, tmp_path, capfd):
   rows = ['--config.generate.rows=32'] if kind == 'sequence' else []
   ended = call(capfd, 'distill', *flags(base, tmp_path / 'run', f'--config.loss.kind={kind}', *rows))

@@ -85,6 +85,7 @@ def test_the_heads_alone_are_kept(heads):
   assert read_json(heads[0] / 'result.json')['parameters'] == sum(x.size for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_broken_off_it_goes_on_bit_for_bit(base, tmp_path, capfd):
   assert call(capfd, 'medusa', *flags(base, tmp_path / 'whole', '--config.num_steps=10')).code == 0
   broken = flags(base, tmp_path / 'broken', '--config.num_steps=10')
@@ -116,7 +117,7 @@ def other(tmp_path_factory) -> pathlib.Path:
   return speaker.save(tmp_path_factory.mktemp('speaker') / 'model')
 
 
-@pytest.mark.parametrize('prompts', ['text', 'chat'])
+@pytest.mark.parametrize('prompts', [pytest.param('text', marks=pytest.mark.slow), 'chat'])
 def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, capfd):
   """Written once, as generate writes it; broken off, it goes on and ends the same."""
   (base.parent / 'lines.txt').write_text(TEXT.replace('; ', '\n') * 60)
