@@ -10,6 +10,7 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+import pytest  # noqa: E402
 
 import tests.typechecker  # noqa: E402, F401  the hook finds it loaded
 
@@ -19,3 +20,10 @@ jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 install_import_hook('gpt_jax', 'tests.typechecker.check').__enter__()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forgotten():
+  """Compiled programs go with their module: each maps memory, and a process may map but 65,530 pieces of it."""
+  yield
+  jax.clear_caches()

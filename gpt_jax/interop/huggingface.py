@@ -54,7 +54,10 @@ def read(folder: Folder) -> Pretrained:
   folder = pathlib.Path(folder)
   path = folder / 'config.json'
   try:
-    config, quantization = quantized.unwrapped(json.loads(path.read_text()))
+    written = json.loads(path.read_text())
+    if not isinstance(written, dict):
+      raise ValueError('it is no object')
+    config, quantization = quantized.unwrapped(written)
     layout = choose(f'{path}: model_type', str(config.get('model_type')), LAYOUTS)
     model = dataclasses.replace(layout.read(config), quantization=quantization)
     layout = layout if quantization is None else quantized.by_path(layout)

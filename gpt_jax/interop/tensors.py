@@ -72,9 +72,9 @@ def _assemble(
   quantized: bool = False,
 ) -> Params:
   quantization = model.config.quantization
-  parameters = parameter_shapes(model)
   stored = model if quantized else LanguageModel(dataclasses.replace(model.config, quantization=None))
-  source = _Source(name, tensors, layout, stored)
+  source = _Source(name, tensors, layout, stored)  # which refuses a model of absurd depth before it is thought through
+  parameters = parameter_shapes(model)
   tree: Any
   paths, tree = jax.tree_util.tree_flatten_with_path(source.parameters)
   wanted = tree.flatten_up_to(parameters)
