@@ -14,6 +14,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['gpt_jax*', 'experiments*', 'configs*']),
+  package_data={'gpt_jax.models': ['*.cc']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',

@@ -5,8 +5,7 @@
 Bytes are of all parameters, and of the kernels that are quantised; embeddings stay float32. Tokens per second are of
 greedy decoding, all rows together, from prompts of 16 tokens; each round goes through all rungs, and medians count.
 Perplexity is of the first tokens of Emma (asset:gutenberg) in rows of 1,024; the divergence is KL(float32 || rung) of
-the distribution of each next token, its mean over the same places, in nats. 'weights alone' multiplies floats: what
-rounding the activations costs and gives is its difference from the rung above it.
+the distribution of each next token, its mean over the same places, in nats.
 """
 
 import argparse
@@ -32,10 +31,9 @@ from gpt_jax.models.transformer import unstack
 RUNGS = {
   'float32': {},
   'bfloat16': {'dtype': 'bfloat16'},
-  'int8': {'quantization': Int8(activations='dynamic')},
-  'int8, weights alone': {'quantization': Int8(activations='float')},
-  'int4, group 32': {'quantization': Int4(activations='dynamic')},
-  'int4, group 32, weights alone': {'quantization': Int4(activations='float')},
+  'int8': {'quantization': Int8()},
+  'int8, group 32': {'quantization': Int8(32)},
+  'int4, group 32': {'quantization': Int4()},
 }
 CONTEXT = 1024
 
@@ -74,10 +72,9 @@ def log_probabilities(model, params, tokens):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--quick', action='store_true', help='fewer tokens, one round, and no weights alone')
+  parser.add_argument('--quick', action='store_true', help='fewer tokens and one round')
   quick = parser.parse_args().quick
   rounds, count, length = (1, 16, 256) if quick else (3, 24, 2048)
-  rungs = {name: fields for name, fields in RUNGS.items() if not (quick and 'alone' in name)}
   (file,) = assets.asset('smollm2').rglob('*.gguf')
   source = pretrained(str(file))
   base, params = source.load()
@@ -85,7 +82,7 @@ def main():
   (emma,) = assets.asset('gutenberg').rglob('austen-emma.txt')
   ids = tokenizer.encode(emma.read_text()[: 8 * length])[: length + 1]
   pieces = [ids[start : start + CONTEXT + 1] for start in range(0, length, CONTEXT)]
-  built = {name: rung(base, params, fields) for name, fields in rungs.items()}
+  built = {name: rung(base, params, fields) for name, fields in RUNGS.items()}
   mebibytes = lambda params: {'mebibytes': num_bytes(params) / 2**20, 'kernels': num_bytes(params, True) / 2**20}
   table = {name: mebibytes(held) for name, (_, held) in built.items()}
   totals = {name: [0.0, 0.0] for name in built}

@@ -22,12 +22,10 @@ Rules = tuple[tuple[str, P], ...]
 RULES: Rules = (
   (r'embed/embedding$', P('tensor', 'fsdp')),  # [V, D]
   (r'positions/\w*table$', P(None, 'fsdp')),  # [T, D]
-  # Quantised kernels: `values` [O, I] and `scale` [O, groups], or `nibbles` [I / 2, O] and `multiples` [groups, O].
-  # Heads and their widths are one axis in them: more devices than heads may share it.
-  (r'(attention/(query|key|value)|mlp/(gate|up))/kernel/(values|scale)$', P('tensor', 'fsdp')),
-  (r'(attention/(query|key|value)|mlp/(gate|up))/kernel/(nibbles|multiples)$', P('fsdp', 'tensor')),
-  (r'(attention/out|mlp/down)/kernel/(values|scale)$', P('fsdp', 'tensor')),
-  (r'(attention/out|mlp/down)/kernel/(nibbles|multiples)$', P('tensor', 'fsdp')),
+  # Quantised kernels, all [O, I], [O, I / 2] or [O, groups]. Heads and their widths are one axis in them: more devices
+  # than heads may share it.
+  (r'(attention/(query|key|value)|mlp/(gate|up))/kernel/(values|nibbles|multiples|scale)$', P('tensor', 'fsdp')),
+  (r'(attention/out|mlp/down)/kernel/(values|nibbles|multiples|scale)$', P('fsdp', 'tensor')),
   (r'attention/(query|key|value)/kernel$', P('fsdp', 'tensor', None)),  # [D, N, H]
   (r'attention/(query|key|value)/bias$', P('tensor', None)),  # [N, H]
   (r'attention/out/kernel$', P('tensor', None, 'fsdp')),  # [N, H, D]

@@ -57,7 +57,7 @@ class Pretrained:
     """
     model = LanguageModel(dataclasses.replace(self.config, **changed))
     stored, wanted = self.config.quantization, model.config.quantization
-    if stored is not None and (wanted is None or dataclasses.replace(stored, activations=wanted.activations) != wanted):
+    if stored is not None and stored != wanted:
       raise UserError(f'{self.name} is quantised already, as {stored}; load it so, or what it was made from')
     with self.tensors() as tensors:
       return model, _assemble(self.name, tensors, self.layout, model, place, quantized=stored is not None)

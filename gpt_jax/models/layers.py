@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpt_jax.models.initialization import Normal
+from gpt_jax.models.products import dot
 from gpt_jax.models.quantization import Quantization, product
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -65,7 +66,7 @@ def affine(
 
 
 def _affine_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
-  y = _product(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), ((1,), (0,)))
+  y = dot(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
   y = y if bias is None else y + bias
   return y.astype(x.dtype).reshape(*x.shape[:-1], -1), (x, kernel, bias)
 
@@ -88,7 +89,7 @@ def unembed(x: Float[Array, '*B D'], table: Float[Array, 'V D']) -> Float[Array,
 
 
 def _unembed_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, Any]:
-  logits = _product(x.reshape(-1, x.shape[-1]), table.astype(x.dtype), ((1,), (1,)))
+  logits = dot(x.reshape(-1, x.shape[-1]), table.astype(x.dtype), axis=1)
   return logits.reshape(*x.shape[:-1], -1), (x, table)
 
 

@@ -1,48 +1,42 @@
 """Linear layers in eight or four bits: what is stored of a kernel, and how it multiplies.
 
 Symmetric rounding to integers, whose unit is the scale, of the kernels of Linear alone; embeddings, the unembedding,
-norms and biases stay as they are, as in GLM-130B (Zeng et al. 2023). The matrix product itself is one of two:
-
-  'float'    the integers become the dtype of x as an operand of the product, and the scale multiplies its result
-  'dynamic'  each row of x is rounded to eight bits too, so that integers multiply (W8A8: ZeroQuant, Yao et al. 2022;
-             LLM.int8() without its outliers, Dettmers et al. 2022); the rounding of x is one more error
-
-Without `activations` it is 'dynamic' on CPU and 'float' elsewhere: XLA's CPU backend takes ten times as long to convert
-an operand as to multiply, while its products of integers are faster than those of floats from two rows on (one row is
-computed twice). On GPUs and TPUs it can convert within the product, whose time is that of reading the kernel.
+norms and biases stay as they are, as in GLM-130B (Zeng et al. 2023). Weights alone are in few bits: the integers become
+floats within the product, and the scale multiplies its result. On GPUs and TPUs XLA converts an operand as the product
+reads it. Its CPU backend first makes a kernel of floats, which takes longer than the product of few rows: there
+products.cc converts in registers, and a kernel of floats is made for many rows alone.
 
 The library for this, qwix, quantises a linen model from outside by replacing its products. It does not go through the
-`custom_vjp` of our `affine`, whose arguments must be arrays, has no packed four-bit form, and pads no single row.
+`custom_vjp` of our `affine`, whose arguments must be arrays, and has no packed four-bit form.
 """
 
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gpt_jax.models.products import few_rows
 from gpt_jax.types import Params, UserError
 
 Kernel = Mapping[str, jax.Array]
 """What is stored of one kernel, by name."""
-
-ACTIVATIONS = (None, 'float', 'dynamic')
 
 
 @runtime_checkable
 class Quantization(Protocol):
   """How a kernel [I, O] is stored in few bits."""
 
-  @property
-  def activations(self) -> str | None: ...
+  handler: ClassVar[str]
+  arrays: ClassVar[tuple[str, ...]]
 
   def encode(self, kernel: Float[Array, 'I O']) -> dict[str, jax.Array]: ...
 
-  def integers(self, kernel: Kernel) -> tuple[Int[Array, '_ _'], int]:
-    """In eight bits, and which of its two axes is I."""
+  def integers(self, kernel: Kernel) -> Int[Array, 'O I']:
+    """In eight bits, of which one is `scale`."""
     ...
 
   def decode(self, kernel: Kernel) -> Float[Array, 'I O']: ...
@@ -52,25 +46,26 @@ class Quantization(Protocol):
 class Int8:
   """Integers to 127 in absolute value; the scale is the largest weight of an output's group over 127.
 
-  Stored are `values` [O, I], that way round as XLA's CPU products are faster so, and `scale` [O, groups].
+  Stored are `values` [O, I] and `scale` [O, groups].
   """
+
+  handler: ClassVar[str] = 'by_output_int8'
+  arrays: ClassVar[tuple[str, ...]] = ('values', 'scale')
 
   group: int | None = None
   """Inputs that share a scale; None: all."""
-  activations: str | None = None
-  """'float', 'dynamic' or None, by platform; see the module."""
 
   def __post_init__(self) -> None:
-    _check(self.group, self.activations)
+    _check(self.group)
 
   def encode(self, kernel: Float[Array, 'I O']) -> dict[str, jax.Array]:
     groups = _grouped(kernel.astype(jnp.float32), self.group)
-    scale = _positive(jnp.max(jnp.abs(groups), axis=1) / 127)
-    values = jnp.round(groups / scale[:, None]).astype(jnp.int8)
-    return {'values': values.reshape(kernel.shape).T, 'scale': scale.T}
+    scale = _positive(jnp.max(jnp.abs(groups), axis=2) / 127)
+    values = jnp.round(groups / scale[..., None]).astype(jnp.int8)
+    return {'values': values.reshape(kernel.shape[::-1]), 'scale': scale}
 
-  def integers(self, kernel: Kernel) -> tuple[Int[Array, 'O I'], int]:
-    return kernel['values'], 1
+  def integers(self, kernel: Kernel) -> Int[Array, 'O I']:
+    return kernel['values']
 
   def decode(self, kernel: Kernel) -> Float[Array, 'I O']:
     values, scale = kernel['values'], kernel['scale']
@@ -83,49 +78,50 @@ class Int4:
 
   The multiple is the one of the least squared error, which is less than with the largest weight over 7 (as Q4_K of
   llama.cpp and the double quantisation of QLoRA, Dettmers et al. 2023, units themselves are quantised). An integer
-  times its multiple is at most 126, so one product of eight bits does for all groups. The scale is the largest weight
-  of an output over 126.
+  times its multiple is at most 126, so it fits in eight bits. The scale is the largest weight of an output over 126.
 
-  Stored are `nibbles` [I / 2, O], inputs 2 i and 2 i + 1 in the low and the high half of a byte (jnp.int4 takes a whole
-  one on CPU), `multiples` [groups, O] and `scale` [O, 1].
+  Stored are `nibbles` [O, I / 2], the j-th of the first and of the second half of a group in the low and the high half
+  of a byte (jnp.int4 takes a whole one on CPU), `multiples` [O, groups] and `scale` [O, 1].
   """
+
+  handler: ClassVar[str] = 'by_output_int4'
+  arrays: ClassVar[tuple[str, ...]] = ('nibbles', 'multiples', 'scale')
 
   group: int | None = 32
   """Inputs that share a unit; None: all."""
-  activations: str | None = None
-  """'float', 'dynamic' or None, by platform; see the module."""
 
   def __post_init__(self) -> None:
-    _check(self.group, self.activations)
+    _check(self.group)
 
   def encode(self, kernel: Float[Array, 'I O']) -> dict[str, jax.Array]:
-    if len(kernel) % 2:
-      raise UserError(f'quantization: int4 takes inputs in pairs, and a linear layer has {len(kernel)}; use int8')
     groups = _grouped(kernel.astype(jnp.float32), self.group)
-    largest = jnp.max(jnp.abs(groups), axis=1)
-    scale = _positive(jnp.max(largest, axis=0) / 126)
-    units = groups / scale
+    if groups.shape[2] % 2:
+      raise UserError(f'quantization: int4 takes inputs in pairs, and a group has {groups.shape[2]}; use int8')
+    largest = jnp.max(jnp.abs(groups), axis=2)
+    scale = _positive(jnp.max(largest, axis=1, keepdims=True) / 126)
+    units = groups / scale[..., None]
 
     def rounded(multiple: jax.Array) -> jax.Array:
       return jnp.clip(jnp.round(units / multiple), -7, 7)
 
     def error(multiple: jax.Array) -> jax.Array:
-      return jnp.sum((rounded(multiple) * multiple - units) ** 2, axis=1)
+      return jnp.sum((rounded(multiple) * multiple - units) ** 2, axis=2)
 
     best = 1 + jnp.argmin(jax.lax.map(error, jnp.arange(1.0, 19.0)), axis=0)
     # The largest weight keeps its value, so that what was decoded is encoded as it was.
     multiples = jnp.where(largest > scale * 125.9, 18, best).astype(jnp.int8)
-    values = rounded(multiples[:, None].astype(jnp.float32)).astype(jnp.int8).reshape(-1, 2, kernel.shape[1])
-    nibbles = (values[:, 0] & 15) | (values[:, 1] << 4)
-    return {'nibbles': nibbles, 'multiples': multiples, 'scale': scale[:, None]}
+    low, high = jnp.split(rounded(multiples[..., None].astype(jnp.float32)).astype(jnp.int8), 2, axis=2)
+    nibbles = ((low & 15) | (high << 4)).reshape(kernel.shape[1], -1)
+    return {'nibbles': nibbles, 'multiples': multiples, 'scale': scale}
 
-  def integers(self, kernel: Kernel) -> tuple[Int[Array, 'I O'], int]:
-    nibbles, multiples = kernel['nibbles'], kernel['multiples']
-    values = jnp.stack([(nibbles << 4) >> 4, nibbles >> 4], axis=1)
-    return (values.reshape(len(multiples), -1, nibbles.shape[1]) * multiples[:, None]).reshape(-1, nibbles.shape[1]), 0
+  def integers(self, kernel: Kernel) -> Int[Array, 'O I']:
+    multiples = kernel['multiples']
+    nibbles = kernel['nibbles'].reshape(*multiples.shape, -1)
+    values = jnp.concatenate([(nibbles << 4) >> 4, nibbles >> 4], axis=2)
+    return (values * multiples[..., None]).reshape(len(multiples), -1)
 
   def decode(self, kernel: Kernel) -> Float[Array, 'I O']:
-    return self.integers(kernel)[0] * kernel['scale'][:, 0]
+    return self.integers(kernel).T * kernel['scale'][:, 0]
 
 
 def quantize(params: Params, quantization: Quantization, like: Params) -> Params:
@@ -168,11 +164,17 @@ def dequantize(params: Params, quantization: Quantization, like: Params) -> Para
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
-  """x W in float32. Its gradient by x is that of 'float', whatever `activations` say; by the kernel there is none."""
-  forms = {'float': functools.partial(_float, quantization), 'dynamic': functools.partial(_dynamic, quantization)}
-  if quantization.activations is not None:
-    return forms[quantization.activations](x, kernel)
-  return jax.lax.platform_dependent(x, kernel, cpu=forms['dynamic'], default=forms['float'])
+  """x W in float32. By the kernel it has no gradient."""
+
+  def otherwise(x: jax.Array, *arrays: jax.Array) -> jax.Array:
+    stored = dict(zip(quantization.arrays, arrays, strict=True))
+    fused = functools.partial(_product, quantization)
+    return jax.lax.platform_dependent(x, stored, cpu=functools.partial(_apart, quantization), default=fused)
+
+  arrays = [kernel[name] for name in quantization.arrays]
+  if x.dtype != jnp.float32:
+    return otherwise(x, *arrays)
+  return few_rows(quantization.handler, len(kernel['scale']), otherwise, x, *arrays)
 
 
 def _product_forward(quantization: Quantization, x: jax.Array, kernel: Kernel) -> tuple[jax.Array, Any]:
@@ -182,50 +184,35 @@ def _product_forward(quantization: Quantization, x: jax.Array, kernel: Kernel) -
 def _product_backward(quantization: Quantization, kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
   like, kernel = kept
   decoded = quantization.decode(kernel).astype(like.dtype)
-  return _dot(gradient.astype(like.dtype), decoded, 1, jnp.float32).astype(like.dtype), None
+  return _dot(gradient.astype(like.dtype), decoded, 1).astype(like.dtype), None
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _float(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
+def _product(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
   scale = kernel['scale']
   if scale.shape[1] > 1:  # no one number of an output can come after the sum
-    return _dot(x, quantization.decode(kernel).astype(x.dtype), 0, jnp.float32)
-  values, axis = quantization.integers(kernel)
-  return _dot(x, values.astype(x.dtype), axis, jnp.float32) * scale[:, 0]
+    return _dot(x, quantization.decode(kernel).astype(x.dtype), 0)
+  return _dot(x, quantization.integers(kernel).astype(x.dtype), 1) * scale[:, 0]
 
 
-def _dynamic(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
-  rows, scale = len(x), kernel['scale']
-  x = x.astype(jnp.float32)
-  if rows == 1:  # XLA's CPU products of one row of integers are ten times as slow as those of two
-    x = jnp.concatenate([x, x])
-  unit = _positive(jnp.max(jnp.abs(x), axis=1, keepdims=True) / 127)
-  rounded = jnp.round(x / unit).astype(jnp.int8)
-  # Behind the barrier the integers are unpacked by a loop of its own, not anew for each element of the product.
-  values, axis = quantization.integers(kernel)
-  values = jax.lax.optimization_barrier(values)
-  if scale.shape[1] == 1:
-    return (_dot(rounded, values, axis, jnp.int32) * unit * scale[:, 0])[:rows]
-  sums = jax.lax.dot_general(
-    rounded.reshape(len(x), scale.shape[1], -1), values.reshape(*scale.shape, -1), (((2,), (2,)), ((1,), (1,))),
-    preferred_element_type=jnp.int32,
-  )  # fmt: skip
-  return (jnp.einsum('gbo,og->bo', sums.astype(jnp.float32), scale) * unit)[:rows]
+def _apart(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
+  """Behind the barrier the kernel is made once, not anew for each element of the product."""
+  return _dot(x, jax.lax.optimization_barrier(quantization.decode(kernel).astype(x.dtype)), 0)
 
 
-def _dot(x: jax.Array, kernel: jax.Array, axis: int, dtype: Any) -> jax.Array:
-  return jax.lax.dot_general(x, kernel, (((1,), (axis,)), ((), ())), preferred_element_type=dtype)
+def _dot(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
+  return jax.lax.dot_general(x, kernel, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _grouped(kernel: Float[Array, 'I O'], group: int | None) -> Float[Array, 'groups size O']:
+def _grouped(kernel: Float[Array, 'I O'], group: int | None) -> Float[Array, 'O groups size']:
   size = group or len(kernel)
   if len(kernel) % size:
     raise UserError(
       f'quantization: group = {group} does not divide the {len(kernel)} inputs of a linear layer; use a divisor of them'
     )
-  return kernel.reshape(-1, size, kernel.shape[1])
+  return kernel.T.reshape(kernel.shape[1], -1, size)
 
 
 def _positive(scale: jax.Array) -> jax.Array:
@@ -243,8 +230,6 @@ def _decode(quantization: Quantization, stacked: bool, kernel: Kernel) -> jax.Ar
   return jax.lax.map(quantization.decode, kernel) if stacked else quantization.decode(kernel)
 
 
-def _check(group: int | None, activations: str | None) -> None:
+def _check(group: int | None) -> None:
   if group is not None and group < 1:
     raise ValueError(f'group = {group} must be positive')
-  if activations not in ACTIVATIONS:
-    raise ValueError(f"activations = {activations!r} must be 'float' or 'dynamic'")

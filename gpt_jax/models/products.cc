@@ -1,0 +1,321 @@
+// Products of few rows with a kernel, for products.py: y [R, O] = x [R, I] W, in float32.
+//
+// Each number of a kernel is read once, turned into a float in a register, and multiplied with eight rows. An output is
+// summed over its inputs in one order, whatever rows, threads or tiles there are.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int kLanes = 8;
+constexpr int kRows = 8;  // that share what is in registers
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+
+inline Lanes load(const float* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+inline void store(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+inline Integers widened(const int8_t* from) {
+#ifdef __AVX2__
+  return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  Integers lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = from[i];
+  return lanes;
+#endif
+}
+
+inline Lanes floats(Integers lanes) { return __builtin_convertvector(lanes, Lanes); }
+
+inline float sum(Lanes lanes) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += lanes[i];
+  return total;
+}
+
+// Kernels that lie output by output. Of an output's group of inputs, a stored number holds `kParts`: the j-th of each
+// equal part of the group. Lanes and single numbers are without the group's unit.
+
+struct Float32 {
+  static constexpr int kParts = 1;
+  const float* stored;  // [O, I]
+
+  void lanes(int64_t at, Lanes* parts) const { parts[0] = load(stored + at); }
+  float single(int64_t at, int) const { return stored[at]; }
+  float unit(int64_t, int64_t) const { return 1; }
+};
+
+struct Int8 {
+  static constexpr int kParts = 1;
+  const int8_t* stored;  // [O, I]
+  const float* scale;    // [O, groups]
+  int64_t groups;
+
+  void lanes(int64_t at, Lanes* parts) const { parts[0] = floats(widened(stored + at)); }
+  float single(int64_t at, int) const { return stored[at]; }
+  float unit(int64_t output, int64_t group) const { return scale[output * groups + group]; }
+};
+
+struct Int4 {
+  static constexpr int kParts = 2;
+  const int8_t* stored;     // [O, I / 2]
+  const int8_t* multiples;  // [O, groups]
+  const float* scale;       // [O, 1]
+  int64_t groups;
+
+  void lanes(int64_t at, Lanes* parts) const {
+    Integers both = widened(stored + at);
+    parts[0] = floats((both << 28) >> 28);
+    parts[1] = floats(both >> 4);
+  }
+  float single(int64_t at, int part) const {
+    int32_t both = stored[at];
+    return part ? both >> 4 : static_cast<int32_t>(static_cast<uint32_t>(both) << 28) >> 28;
+  }
+  float unit(int64_t output, int64_t group) const { return multiples[output * groups + group] * scale[output]; }
+};
+
+// y [R, O] of R rows and O outputs from `output` on.
+template <int R, int O, typename Kernel>
+inline void outputs_of(const float* x, const Kernel& kernel, int64_t inputs, int64_t groups, int64_t output, float* y,
+                       int64_t width) {
+  constexpr int P = Kernel::kParts;
+  const int64_t length = inputs / groups / P;  // of a group, as stored
+  Lanes sums[R][O] = {};
+  float rests[R][O] = {};
+  for (int64_t group = 0; group < groups; ++group) {
+    const float* from = x + group * length * P;
+    const int64_t at = output * (inputs / P) + group * length;
+    Lanes part_sums[R][O] = {};
+    float part_rests[R][O] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= length; i += kLanes) {
+      Lanes weights[O][P];
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o) {
+        __builtin_prefetch(kernel.stored + at + (o + O) * (inputs / P) + i);
+        kernel.lanes(at + o * (inputs / P) + i, weights[o]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          const Lanes row = load(from + r * inputs + p * length + i);
+#pragma GCC unroll 8
+          for (int o = 0; o < O; ++o) part_sums[r][o] += row * weights[o][p];
+        }
+    }
+    for (; i < length; ++i)
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+          for (int o = 0; o < O; ++o)
+            part_rests[r][o] += from[r * inputs + p * length + i] * kernel.single(at + o * (inputs / P) + i, p);
+    for (int r = 0; r < R; ++r)
+      for (int o = 0; o < O; ++o) {
+        const float unit = kernel.unit(output + o, group);
+        sums[r][o] += unit * part_sums[r][o];
+        rests[r][o] += unit * part_rests[r][o];
+      }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int o = 0; o < O; ++o) y[r * width + output + o] = sum(sums[r][o]) + rests[r][o];
+}
+
+// y [R, columns] += x [R, inputs] W [inputs, columns], where rows of x, W and y are so many numbers apart.
+template <int R>
+void add_product(const float* x, int64_t x_width, const float* w, int64_t width, float* y, int64_t inputs,
+                 int64_t columns) {
+  constexpr int kInputs = 4;
+  int64_t i = 0;
+  for (; i + kInputs <= inputs; i += kInputs, w += kInputs * width) {
+    int64_t c = 0;
+    for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
+      Lanes weights[kInputs][2];
+#pragma GCC unroll 4
+      for (int j = 0; j < kInputs; ++j) {
+        __builtin_prefetch(w + (j + kInputs) * width + c);
+        weights[j][0] = load(w + j * width + c);
+        weights[j][1] = load(w + j * width + c + kLanes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        Lanes left = load(y + r * width + c), right = load(y + r * width + c + kLanes);
+#pragma GCC unroll 4
+        for (int j = 0; j < kInputs; ++j) {
+          const float number = x[r * x_width + i + j];
+          left += number * weights[j][0];
+          right += number * weights[j][1];
+        }
+        store(y + r * width + c, left);
+        store(y + r * width + c + kLanes, right);
+      }
+    }
+    for (; c < columns; ++c)
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kInputs; ++j) y[r * width + c] += x[r * x_width + i + j] * w[j * width + c];
+  }
+  for (; i < inputs; ++i, w += width)
+    for (int64_t c = 0; c < columns; ++c)
+      for (int r = 0; r < R; ++r) y[r * width + c] += x[r * x_width + i] * w[c];
+}
+
+// Calls run(integral_constant<R>) for R = rows, of 1 to kRows.
+template <int R = kRows, typename Run>
+inline void with_rows(int64_t rows, const Run& run) {
+  if constexpr (R > 1)
+    if (rows < R) return with_rows<R - 1>(rows, run);
+  run(std::integral_constant<int, R>());
+}
+
+// Calls run(i) for parts 0 to `parts` - 1 on the threads of the pool. The caller takes parts too, and waits for none that
+// has not begun, so that a pool whose threads all wait for each other goes on.
+template <typename Run>
+void in_parts(ffi::ThreadPool& pool, int64_t parts, const Run& run) {
+  struct Shared {
+    std::atomic<int64_t> begun{0}, ended{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  std::function<void()> work = [=] {
+    for (int64_t i; (i = shared->begun.fetch_add(1)) < parts;) {
+      run(i);
+      shared->ended.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t i = 1; i < parts; ++i) pool.Schedule(std::function<void()>(work));
+  work();
+  for (int tries = 0; shared->ended.load(std::memory_order_acquire) < parts; ++tries)
+    if (tries > 1000) std::this_thread::yield();
+}
+
+// How many outputs each of `parts` takes.
+int64_t share(int64_t outputs, int64_t parts) {
+  constexpr int64_t kMultiple = 2 * kLanes;
+  return ((outputs + parts - 1) / parts + kMultiple - 1) / kMultiple * kMultiple;
+}
+
+int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
+
+template <typename Kernel>
+ffi::Error product(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, const Kernel& kernel, int64_t groups,
+                   ffi::Result<ffi::Buffer<ffi::F32>>& result) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = result->dimensions()[1];
+  const int64_t part = share(outputs, threads_of(pool));
+  const float* from = x.typed_data();
+  float* y = result->typed_data();
+  in_parts(pool, (outputs + part - 1) / part, [=](int64_t number) {
+    const int64_t first = number * part, last = std::min(outputs, first + part);
+    const int64_t step = rows > kRows ? 16 : part;  // outputs whose kernel stays in the cache for all rows
+    for (int64_t begin = first; begin < last; begin += step)
+      for (int64_t r = 0; r < rows; r += kRows)
+        with_rows(std::min<int64_t>(kRows, rows - r), [&](auto count) {
+          constexpr int R = decltype(count)::value;
+          constexpr int O = R > 4 ? 1 : R > 1 ? 2 : 4;
+          const int64_t end = std::min(last, begin + step);
+          int64_t o = begin;
+          for (; o + O <= end; o += O)
+            outputs_of<R, O>(from + r * inputs, kernel, inputs, groups, o, y + r * outputs, outputs);
+          for (; o < end; ++o)
+            outputs_of<R, 1>(from + r * inputs, kernel, inputs, groups, o, y + r * outputs, outputs);
+        });
+  });
+  return ffi::Error::Success();
+}
+
+// The first and the second half of the inputs are summed apart, whatever the threads: of two, each reads one piece of
+// memory from its beginning to its end.
+ffi::Error ByInput(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
+                   ffi::Result<ffi::Buffer<ffi::F32>> result) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = result->dimensions()[1];
+  const int64_t part = share(outputs, (threads_of(pool) + 1) / 2);
+  const float *from = x.typed_data(), *w = kernel.typed_data();
+  std::vector<float> second_sums(rows * outputs);
+  float *y = result->typed_data(), *second = second_sums.data();
+  in_parts(pool, 2 * ((outputs + part - 1) / part), [=](int64_t number) {
+    const int64_t first = number / 2 * part, last = std::min(outputs, first + part);
+    const int64_t top = number % 2 ? inputs / 2 : 0, bottom = number % 2 ? inputs : inputs / 2;
+    float* to = number % 2 ? second : y;
+    // A tile of the sums, and for many rows one of the kernel, stay in the cache.
+    const int64_t wide = std::max<int64_t>(1024, 4096 / rows), high = rows > kRows ? 128 : inputs;
+    for (int64_t c = first; c < last; c += wide) {
+      const int64_t columns = std::min(wide, last - c);
+      for (int64_t r = 0; r < rows; ++r) std::memset(to + r * outputs + c, 0, columns * sizeof(float));
+      for (int64_t i = top; i < bottom; i += high)
+        for (int64_t r = 0; r < rows; r += kRows)
+          with_rows(std::min<int64_t>(kRows, rows - r), [&](auto count) {
+            add_product<decltype(count)::value>(from + r * inputs + i, inputs, w + i * outputs + c, outputs,
+                                                to + r * outputs + c, std::min(high, bottom - i), columns);
+          });
+    }
+  });
+  for (int64_t i = 0; i < rows * outputs; ++i) y[i] += second[i];
+  return ffi::Error::Success();
+}
+
+ffi::Error ByOutput(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
+                    ffi::Result<ffi::Buffer<ffi::F32>> result) {
+  return product(pool, x, Float32{kernel.typed_data()}, 1, result);
+}
+
+ffi::Error ByOutputInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> values,
+                        ffi::Buffer<ffi::F32> scale, ffi::Result<ffi::Buffer<ffi::F32>> result) {
+  const int64_t groups = scale.dimensions()[1];
+  return product(pool, x, Int8{values.typed_data(), scale.typed_data(), groups}, groups, result);
+}
+
+ffi::Error ByOutputInt4(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> nibbles,
+                        ffi::Buffer<ffi::S8> multiples, ffi::Buffer<ffi::F32> scale,
+                        ffi::Result<ffi::Buffer<ffi::F32>> result) {
+  const int64_t groups = multiples.dimensions()[1];
+  return product(pool, x, Int4{nibbles.typed_data(), multiples.typed_data(), scale.typed_data(), groups}, groups,
+                   result);
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_input, ByInput,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output, ByOutput,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int8, ByOutputInt8,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int4, ByOutputInt4,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
