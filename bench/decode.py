@@ -44,7 +44,7 @@ def ours(folder, quantization=None):
   import jax
 
   from experiments import language
-  from gpt_jax.data.cache import folder as cache_folder
+  from gpt_jax.cache import folder as cache_folder
   from gpt_jax.decoding.generate import generate
   from gpt_jax.decoding.sampling import Sampling
   from gpt_jax.models.parts import part

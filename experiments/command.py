@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 
-from gpt_jax.data import cache
+from gpt_jax import cache
 from gpt_jax.types import UserError
 
 

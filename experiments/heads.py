@@ -47,5 +47,8 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Me
   else:
     medusa = medusa_of({**config, 'dtype': base.dtype}, base)
   shapes = jax.eval_shape(medusa.init, jax.random.key(0), jnp.zeros((1, medusa.config.model_dim)))
-  params = jax.device_put(restore_params(folder, shapes))
-  return medusa, params, from_json(read_json(folder / 'tree.json'))
+  if (folder / language.MODEL_FILE).exists():  # the heads are a branch of the model's own parameters
+    params: Params = {'params': restore_params(folder, {'params': {'heads': shapes['params']}})['params']['heads']}
+  else:
+    params = restore_params(folder, shapes)
+  return medusa, jax.device_put(params), from_json(read_json(folder / 'tree.json'))

@@ -1,9 +1,14 @@
-"""Trains Medusa's heads for a language model that stays as it is, and grows the tree of guesses that suits them.
+"""Trains Medusa's heads for a language model, and grows the tree of guesses that suits them.
+
+The model stays as it is (Medusa-1) or, with config.joint.weight, learns along with its heads by Lora (Medusa-2): then
+the run's folder is the model's too, what --model takes.
 
 python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=DIR [--config.FIELD=VALUE ...]
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -19,14 +24,17 @@ from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import medusa_flops
-from gpt_jax.models.heads import medusa_params, unembedding_table
+from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
+from gpt_jax.models.lora import Lora, adapted
+from gpt_jax.models.parts import part, to_config
+from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token
-from gpt_jax.objectives.medusa import medusa_loss
+from gpt_jax.objectives.medusa import joint_loss, medusa_loss, together
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.run import run
 from gpt_jax.training.workdir import prepare, write_json
-from gpt_jax.types import Batch, Params, UserError
+from gpt_jax.types import Batch, LossFn, Params, UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/medusa')
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it writes, and where it goes on from')
@@ -43,9 +51,12 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   if config['tree']['num_nodes'] < 1:
     raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
   make_optimizer(config['optimizer'], config['num_steps'])
-  if config['shared']:
-    frozen = ('unembed_table$', 0.0)
-    config = {**config, 'optimizer': {**config['optimizer'], 'rates': (frozen, *config['optimizer']['rates'])}}
+  joint = config['joint']
+  lora = part('lora', joint['lora'], 'config.joint.lora')
+  frozen = [('unembed_table$', 0.0)] if config['shared'] else []
+  slower = [('heads/', 1.0), ('lora_[ab]$', joint['rate']), ('', 0.0)] if joint['weight'] else []
+  rates = (*frozen, *config['optimizer']['rates'], *slower)
+  config = {**config, 'optimizer': {**config['optimizer'], 'rates': rates}}
   prepare(workdir, config)
   placement = Placement(make_mesh(config['mesh']))
   base = language.load(config['base'], placement.params, dtype=config['dtype'], stacked=False)
@@ -53,35 +64,23 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
   language.check_context(base.model.config, data.context)
-  batches = data.batches(config)
-
-  @jax.jit
-  def hidden_states(params: Params, batch: Batch) -> jax.Array:
-    inputs, layout, _, _ = next_token(batch)
-    found: Any = base.model.apply(params, inputs, layout, method='features')
-    return found[0]
-
-  def with_hidden(batch: Batch) -> Batch:
-    batch = placement.batch(batch)
-    return {**batch, 'hidden': hidden_states(base.params, batch)}
-
-  def first(like: Params) -> Params:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    table = unembedding_table(base.model.config, base.params)
-    return jax.jit(lambda table: medusa_params(medusa, table), out_shardings=shardings)(table)
-
   loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None}
-  measured = medusa_loss(medusa, **loss, top=TOPK)
+  make = _together if joint['weight'] else _heads_alone
+  learning = make(base, medusa, lora, placement, loss, joint['weight'])
+  if joint['weight']:
+    write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(learning.model))
+  batches = data.batches(config)
   last: list[tuple[Params, dict[str, float]]] = []
 
   def measure(params: Params) -> dict[str, float]:
     """Everything of the held-out text; of the same parameters it is not asked twice."""
     if not last or last[0][0] is not params:
-      last[:] = [(params, evaluate(measured, params, map(with_hidden, data.held_out(config['eval_batch_size']))))]
+      held_out = map(learning.batch, data.held_out(config['eval_batch_size']))
+      last[:] = [(params, evaluate(learning.measured, params, held_out))]
     return last[0][1]
 
   def validation(params: Params) -> dict[str, float]:
-    return {name: value for name, value in measure(params).items() if name.endswith(('loss', 'top_1'))}
+    return {name: value for name, value in measure(params).items() if name.endswith(('loss', 'nll', 'top_1'))}
 
   def summary(params: Params) -> dict[str, Any]:
     found = measure(params)
@@ -97,19 +96,88 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   state = run(
     workdir,
     config,
-    init=lambda key: medusa.init(key, jax.numpy.zeros((1, medusa.config.model_dim))),
-    first=first,
-    loss_fn=medusa_loss(medusa, **loss),
-    source=lambda index, state: [with_hidden(batches(index))],
+    init=learning.init,
+    first=learning.first,
+    loss_fn=learning.loss,
+    source=lambda index, state: [learning.batch(batches(index))],
     placement=placement,
     tokens_per_step=lambda index: config['batch_size'] * data.context,
-    flops_per_token=medusa_flops(medusa, data.context),
+    flops_per_token=medusa_flops(medusa, data.context, joint=bool(joint['weight'])),
     evaluations={'validation': validation},
     summary=summary,
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and tree.json.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """What learns, and how: the arguments of a run."""
+
+  init: Callable[[jax.Array], Params]
+  first: Callable[[Params], Params]
+  loss: LossFn
+  measured: LossFn
+  """On held-out text."""
+  batch: Callable[[Batch], Batch]
+  model: TransformerConfig
+
+
+def _heads_alone(
+  base: language.Trained, medusa: Medusa, lora: Lora, placement: Placement, loss: Mapping[str, Any], weight: float
+) -> Learning:
+  """Medusa-1: hidden states of the frozen model come with the batch."""
+  del lora, weight
+
+  @jax.jit
+  def hidden_states(params: Params, batch: Batch) -> jax.Array:
+    inputs, layout, _, _ = next_token(batch)
+    found: Any = base.model.apply(params, inputs, layout, method='features')
+    return found[0]
+
+  def with_hidden(batch: Batch) -> Batch:
+    batch = placement.batch(batch)
+    return {**batch, 'hidden': hidden_states(base.params, batch)}
+
+  def first(like: Params) -> Params:
+    table = unembedding_table(base.model.config, base.params)
+    return jax.jit(functools.partial(medusa_params, medusa), out_shardings=_shardings(like))(table)
+
+  return Learning(
+    functools.partial(_heads, medusa), first, medusa_loss(medusa, **loss), medusa_loss(medusa, **loss, top=TOPK),
+    with_hidden, base.model.config,
+  )  # fmt: skip
+
+
+def _together(
+  base: language.Trained, medusa: Medusa, lora: Lora, placement: Placement, loss: Mapping[str, Any], weight: float
+) -> Learning:
+  """Medusa-2: one tree of parameters, in which the model's own are frozen but for Lora's."""
+  config = dataclasses.replace(base.model.config, lora=lora)
+  model, evaluated = LanguageModel(config), LanguageModel(config.evaluated())
+  own = functools.partial(model.init, tokens=jax.numpy.zeros((1, 1), int))
+
+  def first(like: Params) -> Params:
+    def begun(params: Params) -> Params:
+      table = unembedding_table(config, params)
+      return together(adapted(params, own(jax.random.key(0))), medusa_params(medusa, table))
+
+    return jax.jit(begun, out_shardings=_shardings(like))(base.params)
+
+  make = lambda model, **more: joint_loss(model, medusa, weight=weight, **loss, **more)
+  return Learning(
+    lambda key: together(own(key), _heads(medusa, key)), first, make(model), make(evaluated, top=TOPK),
+    placement.batch, config,
+  )  # fmt: skip
+
+
+def _heads(medusa: Medusa, key: jax.Array) -> Params:
+  return medusa.init(key, jax.numpy.zeros((1, medusa.config.model_dim)))
+
+
+def _shardings(like: Params) -> Any:
+  return jax.tree.map(lambda leaf: leaf.sharding, like)
 
 
 def accuracies(table: list[list[float]]) -> str:

@@ -26,6 +26,10 @@ RULES: Rules = (
   # than heads may share it.
   (r'(attention/(query|key|value)|mlp/(gate|up))/kernel/(values|nibbles|multiples|scale)$', P('tensor', 'fsdp')),
   (r'(attention/out|mlp/down)/kernel/(values|nibbles|multiples|scale)$', P('fsdp', 'tensor')),
+  (r'(attention/(query|key|value)|mlp/(gate|up))/lora_a$', P('fsdp', None)),  # [I, rank]
+  (r'(attention/(query|key|value)|mlp/(gate|up))/lora_b$', P(None, 'tensor')),  # [rank, O]
+  (r'(attention/out|mlp/down)/lora_a$', P('tensor', None)),
+  (r'(attention/out|mlp/down)/lora_b$', P(None, 'fsdp')),
   (r'attention/(query|key|value)/kernel$', P('fsdp', 'tensor', None)),  # [D, N, H]
   (r'attention/(query|key|value)/bias$', P('tensor', None)),  # [N, H]
   (r'attention/out/kernel$', P('tensor', None, 'fsdp')),  # [N, H, D]

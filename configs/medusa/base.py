@@ -35,6 +35,11 @@ def get_config() -> ConfigDict:
       'decay': 0.8,  # head k counts decay^k
       'chunk': 64,  # places of a row whose logits exist at once; 0: all
     },
+    'joint': {  # the model learns along with its heads (Medusa-2)
+      'weight': 0.0,  # of the heads' loss beside the model's own; 0: the model stays as it is (Medusa-1)
+      'lora': 'lora(rank=32, alpha=16, dropout=0.05)',  # what learns in the model
+      'rate': 0.25,  # its learning rate over that of the heads
+    },
     'tree': {
       'num_nodes': 64,  # the root counted
     },

@@ -12,7 +12,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from gpt_jax.data import archives, cache
+from gpt_jax import cache
+from gpt_jax.data import archives
 from gpt_jax.names import choose
 from gpt_jax.types import UserError
 

@@ -11,7 +11,8 @@ import sysconfig
 
 import tensorflow_datasets as tfds
 
-from gpt_jax.data import assets, cache
+from gpt_jax import cache
+from gpt_jax.data import assets
 
 Document = tuple[str, str]
 """Name and text."""

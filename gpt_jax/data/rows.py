@@ -11,7 +11,7 @@ from jaxtyping import Int, Integer
 import numpy as np
 from tqdm import tqdm
 
-from gpt_jax.data import cache
+from gpt_jax import cache
 from gpt_jax.data.sources import Documents
 from gpt_jax.data.text import to_bytes
 from gpt_jax.data.tokenizers import Tokenizer, fingerprint

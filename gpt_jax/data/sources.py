@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 import zlib
 
-from gpt_jax.data import cache
+from gpt_jax import cache
 from gpt_jax.names import choose, nearest
 from gpt_jax.types import UserError
 

@@ -11,7 +11,8 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 from jaxtyping import Int32
 import numpy as np
 
-from gpt_jax.data import bpe, cache
+from gpt_jax import cache
+from gpt_jax.data import bpe
 from gpt_jax.data.conventions import SETTINGS, Conventions, Files
 from gpt_jax.data.sources import documents
 from gpt_jax.data.vocabularies import Bytes, Characters, SentencePiece

@@ -25,12 +25,13 @@ def training_flops(config: TransformerConfig, length: int) -> float:
   return float(6 * matmul_parameters(config) + 12 * config.num_heads * config.head_width * keys)
 
 
-def medusa_flops(medusa: Medusa, length: int) -> float:
+def medusa_flops(medusa: Medusa, length: int, joint: bool = False) -> float:
   """FLOPs a token of training Medusa's heads: the frozen model's hidden states, and forward and backward of the heads.
 
-  A shared table costs no gradient of its own.
+  A shared table costs no gradient of its own. `joint`: the model's own loss and its gradient by hidden states as well.
   """
   config = medusa.config
-  hidden = training_flops(config, length) / 3 - 2 * config.vocab_size * config.model_dim
+  forward = training_flops(config, length) / 3
+  hidden = 2 * forward if joint else forward - 2 * config.vocab_size * config.model_dim
   head = 6 * config.model_dim**2 + (4 if medusa.shared else 6) * config.vocab_size * config.model_dim
   return hidden + medusa.num_heads * head

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpt_jax.models.initialization import Normal
+from gpt_jax.models.lora import Lora
 from gpt_jax.models.products import dot
 from gpt_jax.models.quantization import Quantization, product
 
@@ -31,6 +32,7 @@ class Linear(nn.Module):
   num_layers: int = 1
   dtype: str = 'float32'
   quantization: Quantization | None = None
+  lora: Lora | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
@@ -50,7 +52,18 @@ class Linear(nn.Module):
     else:
       y = product(self.quantization, x.reshape(-1, rows), kernel)
       y = (y if bias is None else y + bias).astype(self.dtype)
+    y = y.reshape(*batch, columns)
+    if self.lora is not None and self.lora.is_of(self.name):
+      y = y + self.beside(self.lora, x, columns)
     return y.reshape(*batch, *features)
+
+  def beside(self, lora: Lora, x: Float[Array, '*B I'], columns: int) -> Float[Array, '*B O']:
+    """What Lora adds."""
+    uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    down = self.param('lora_a', uniform, (x.shape[-1], lora.rank))
+    up = self.param('lora_b', nn.initializers.zeros, (lora.rank, columns))
+    x = nn.Dropout(lora.dropout, deterministic=False)(x) if lora.dropout else x
+    return affine(affine(x, down, None), up, None) * lora.scale
 
 
 @jax.custom_vjp

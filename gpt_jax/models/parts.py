@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gpt_jax.models import attention, initialization, layers, masks, positions, quantization, residual
+from gpt_jax.models import attention, initialization, layers, lora, masks, positions, quantization, residual
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.transformer import REMAT, TransformerConfig
 from gpt_jax.names import choose, nearest
@@ -37,6 +37,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     'normal': initialization.Normal, 'scaled_normal': initialization.ScaledNormal, 'xavier': initialization.Xavier,
   },
   'quantization': {'int8': quantization.Int8, 'int4': quantization.Int4},
+  'lora': {'lora': lora.Lora},
 }  # fmt: skip
 """For each field of TransformerConfig that holds a part: names, and what makes it of its arguments."""
 

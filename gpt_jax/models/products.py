@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpt_jax.data import cache
+from gpt_jax import cache
 from gpt_jax.types import UserError
 
 SOURCE = pathlib.Path(__file__).with_suffix('.cc')
@@ -67,7 +67,7 @@ def _general(axis: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @functools.cache
 def compiled() -> bool:
-  """Whether products.cc could be compiled, now or earlier, and XLA knows its handlers; why not is logged once."""
+  """Whether products.cc could be compiled, now or earlier, so that XLA knows its handlers; why not is logged once."""
   try:
     library = ctypes.CDLL(str(_library()))
   except (OSError, UserError, subprocess.CalledProcessError) as error:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from gpt_jax.models.attention import Banded, Cache, Dense, KeyValues
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
+from gpt_jax.models.lora import Lora
 from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
 from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
@@ -60,6 +61,8 @@ class TransformerConfig:
   """Of computation; parameters, softmax and loss are float32."""
   quantization: Int8 | Int4 | None = None
   """How the kernels of linear layers are stored; None: in float32. Not for training: integers have no gradient."""
+  lora: Lora | None = None
+  """What learns beside linear layers that are frozen."""
   remat: str | None = None
   """A name of REMAT: what the backward pass keeps."""
   stacked: bool = True
@@ -87,12 +90,13 @@ class TransformerConfig:
   def linear(self) -> Callable[..., Linear]:
     return functools.partial(
       Linear, use_bias=self.use_bias, kernel_init=self.init, num_layers=self.num_layers, dtype=self.dtype,
-      quantization=self.quantization,
+      quantization=self.quantization, lora=self.lora,
     )  # fmt: skip
 
   def evaluated(self) -> 'TransformerConfig':
     """The same model without dropout."""
-    return dataclasses.replace(self, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+    lora = self.lora and dataclasses.replace(self.lora, dropout=0.0)
+    return dataclasses.replace(self, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0, lora=lora)
 
 
 def _dropout(rate: float) -> Callable[[jax.Array], jax.Array] | None:

@@ -63,16 +63,30 @@ def next_token_loss(model: Model, *, z_loss: float = 0.0, chunk: int | None = No
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
     inputs, layout, targets, weights = next_token(batch)
     hidden, unembed, _ = model.apply(params, inputs, layout, method='features', rngs={'dropout': rng})
-
-    def total(unembed: Unembed, hidden: jax.Array, labels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-      nll, z = cross_entropy(unembed(hidden), labels[0], z_loss)
-      return jnp.sum((nll + z) * labels[1]), jnp.sum(nll * labels[1])
-
-    loss, nll = sum_over_chunks(total, chunk, unembed, hidden, (targets, weights))
-    weight = jnp.sum(weights)
-    return Mean(loss, weight), {'nll': Mean(nll, weight)} if z_loss else {}
+    loss, nll = of_hidden(unembed, hidden, targets, weights, z_loss=z_loss, chunk=chunk)
+    return loss, {'nll': nll} if z_loss else {}
 
   return loss_fn
+
+
+def of_hidden(
+  unembed: Unembed,
+  hidden: Float[Array, 'B T D'],
+  targets: Int[Array, 'B T'],
+  weights: Float[Array, 'B T'],
+  *,
+  z_loss: float = 0.0,
+  chunk: int | None = None,
+) -> tuple[Mean, Mean]:
+  """The loss of `next_token_loss` where hidden states are at hand, and the likelihood alone."""
+
+  def total(unembed: Unembed, hidden: jax.Array, labels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    nll, z = cross_entropy(unembed(hidden), labels[0], z_loss)
+    return jnp.sum((nll + z) * labels[1]), jnp.sum(nll * labels[1])
+
+  loss, nll = sum_over_chunks(total, chunk, unembed, hidden, (targets, weights))
+  weight = jnp.sum(weights)
+  return Mean(loss, weight), Mean(nll, weight)
 
 
 Total = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]

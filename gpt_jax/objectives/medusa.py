@@ -1,4 +1,4 @@
-"""The loss of Medusa's heads, on the hidden states of a language model that stays as it is."""
+"""The loss of Medusa's heads, on the hidden states of a language model that stays as it is, or learns with them."""
 
 from typing import Any
 
@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax.objectives.likelihood import Model, cross_entropy, sum_over_chunks, tokens_ahead
+from gpt_jax.objectives.likelihood import (
+  Model,
+  cross_entropy,
+  next_token,
+  of_hidden,
+  sum_over_chunks,
+  tokens_ahead,
+)  # fmt: skip
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
 
 
@@ -44,6 +51,40 @@ def medusa_loss(model: Model, *, decay: float = 0.8, chunk: int | None = None, t
     return Mean(loss, counts[0]), metrics
 
   return loss_fn
+
+
+def joint_loss(
+  model: Model, medusa: Model, *, weight: float, decay: float = 0.8, chunk: int | None = None, top: int = 5
+) -> LossFn:
+  """The model's own loss and `weight` times that of its heads, for both to learn (Medusa-2; section 2.2.2, equation 2).
+
+  Parameters are those of the model, with those of the heads as one more branch, `heads`; see `apart`. Both losses are
+  means over the places of `next_token`, of which the last ones of a row have nothing for the heads to guess.
+
+  Metrics: nll, the model's own loss in nats, and those of `medusa_loss`.
+  """
+  of_heads = medusa_loss(medusa, decay=decay, chunk=chunk, top=top)
+
+  def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
+    base, heads = apart(params)
+    inputs, layout, targets, weights = next_token(batch)
+    hidden, unembed, _ = model.apply(base, inputs, layout, method='features', rngs={'dropout': rng})
+    nll, _ = of_hidden(unembed, hidden, targets, weights, chunk=chunk)
+    guessed, metrics = of_heads(heads, {**batch, 'hidden': hidden}, rng)
+    return Mean(nll.total + weight * guessed.total, nll.weight), {'nll': nll, **metrics}
+
+  return loss_fn
+
+
+def together(base: Params, heads: Params) -> Params:
+  """The parameters of a model and its heads as one tree."""
+  return {'params': {**base['params'], 'heads': heads['params']}}
+
+
+def apart(params: Params) -> tuple[Params, Params]:
+  """A model's own parameters, and those of its heads."""
+  base = {name: branch for name, branch in params['params'].items() if name != 'heads'}
+  return {'params': base}, {'params': params['params']['heads']}
 
 
 def among_likeliest(logits: Float[Array, '*B V'], targets: Int[Array, '*B'], top: int) -> Bool[Array, '*B top']:

@@ -111,6 +111,31 @@ def test_a_shared_table_is_frozen(base, tmp_path, capfd):
   assert losses(tmp_path / 'run')[20] < losses(tmp_path / 'run')[1]
 
 
+def test_a_model_learns_along_with_its_heads(base, tmp_path, capfd):
+  """The run's folder is the model's too: another one than before, whose text its own heads leave as it is."""
+  workdir = tmp_path / 'run'
+  joint = ['--config.joint.weight=0.2', '--config.joint.lora=lora(4)', '--config.num_steps=40']
+  ended = call(capfd, 'medusa', *flags(base, workdir, *joint))
+  assert ended.code == 0, ended.err
+  load = lambda folder: language.load(str(folder), stacked=False).params['params']['transformer']
+  old, new = load(base), load(workdir)
+  same = jax.tree.map(lambda x, y: bool((x == y).all()), old, new)
+  for path, is_same in jax.tree_util.tree_leaves_with_path(same):
+    assert is_same == (path[-1].key != 'kernel'), path
+  first, last = (line for line in lines(workdir) if line['step'] in (0, 40) and 'validation_nll' in line)
+  assert last['validation_nll'] < 0.1, 'it knows the text as before'
+  assert last['validation_head_1_top_1'] > 0.5 > first['validation_head_1_top_1']
+  write = [f'--model={workdir}', f'--prompt={TEXT[:40]}', '--temperature=0', '--max_new_tokens=24']
+  plain, guessed = call(capfd, 'generate', *write), call(capfd, 'generate', *write, f'--medusa={workdir}')
+  assert (guessed.code, guessed.out) == (0, plain.out) and plain.code == 0, guessed.err
+  assert float(guessed.err[1:].partition(' tokens a step')[0]) > 1.5
+
+
+def test_heads_alone_are_no_model(heads, base, capfd):
+  ended = call(capfd, 'generate', f'--model={heads[0]}', '--prompt=a')
+  assert ended.code == 2 and f'give it as --medusa, and {base} as --model' in ended.err
+
+
 @pytest.fixture(scope='module')
 def other(tmp_path_factory) -> pathlib.Path:
   """A model of other hands, which begins every text with a token and has a chat template."""
@@ -145,6 +170,9 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
   begin = trained.decode(pairs[6]['prompt'])
   assert begin.startswith('<s>') if prompts == 'text' else '<|im_start|>user\n' in begin
   if prompts == 'chat':
+    talk = functools.partial(call, capfd, 'chat', f'--model={other}', '--temperature=0', '--max_new_tokens=6')
+    plain, ended = talk(stdin='the cat\nand\n'), talk(f'--medusa={workdir}', stdin='the cat\nand\n')
+    assert (ended.code, ended.out) == (0, plain.out) and len(plain.out.splitlines()) >= 2, ended
     return
   path.write_text(whole[: len(whole) * 2 // 3])
   for name in ('result.json', 'checkpoints'):

@@ -11,6 +11,7 @@ from gpt_jax.models.attention import Banded, Dense
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
+from gpt_jax.models.lora import Lora
 from gpt_jax.models.masks import Band, Causal, Prefix
 from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part, to_config
 from gpt_jax.models.positions import (
@@ -63,8 +64,9 @@ WRITTEN = {
   ('init', 'scaled_normal'): ScaledNormal(),
   ('init', 'xavier(gain=0.5)'): Xavier(gain=0.5),
   ('quantization', 'int8'): Int8(),
-  ('quantization', "int8(64, activations='float')"): Int8(64, activations='float'),
+  ('quantization', 'int8(64)'): Int8(64),
   ('quantization', 'int4(group=64)'): Int4(group=64),
+  ('lora', "lora(32, alpha=16, targets='query|value')"): Lora(32, 16, targets='query|value'),
 }
 
 
@@ -100,7 +102,7 @@ WRONG = {
   ('init', '__import__("os").system("true")'): 'is not a part',
   ('init', 'normal.__class__'): 'is not a part',
   ('quantization', 'int4(0)'): 'group = 0 must be positive',
-  ('quantization', "int8(activations='int8')"): "activations = 'int8' must be 'float' or 'dynamic'",
+  ('lora', 'lora(rank=0)'): 'rank = 0 must be at least 1',
 }
 
 

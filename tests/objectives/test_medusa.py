@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.heads import Medusa
-from gpt_jax.objectives.likelihood import tokens_ahead
-from gpt_jax.objectives.medusa import among_likeliest, medusa_loss
+from gpt_jax.models.heads import LanguageModel, Medusa
+from gpt_jax.objectives.likelihood import next_token, tokens_ahead
+from gpt_jax.objectives.medusa import among_likeliest, apart, joint_loss, medusa_loss, together
 from gpt_jax.types import Layout, left_to_right
-from tests.models.small import random_tokens, shrunk
+from tests.models.small import parameters, random_tokens, shrunk
 
 RNG = jax.random.key(0)
 HEADS = 3
@@ -109,6 +109,36 @@ def test_chunked_is_plain(chunk, shared):
   for k in range(HEADS):
     mean = (nll * weights)[..., k].sum() / weights[..., k].sum()
     np.testing.assert_allclose(metrics[f'head_{k + 1}_loss'].value, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [None, 4])
+def test_of_model_and_heads_together(chunk):
+  """Value, metrics and gradient: the model's own mean, and weight times the heads' sum over the same places."""
+  medusa, of_heads = heads()
+  model = LanguageModel(medusa.config)
+  base, batch = parameters(medusa.config), ragged()
+  del batch['hidden']
+  inputs, layout, targets, weights = next_token(batch)
+
+  def plain(params):
+    own, guessing = apart(params)
+    hidden, _, _ = model.apply(own, inputs, layout, method='features')
+    logprobs = jax.nn.log_softmax(model.apply(own, inputs, layout)[0])
+    nll = -jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    ahead, _ = medusa_loss(medusa)(guessing, {**batch, 'hidden': hidden}, RNG)
+    return (jnp.sum(nll * weights) + 0.3 * ahead.total) / weights.sum(), jnp.sum(nll * weights) / weights.sum()
+
+  def ours(params):
+    loss, metrics = joint_loss(model, medusa, weight=0.3, chunk=chunk)(params, batch, RNG)
+    assert set(metrics) == {'nll', *medusa_loss(medusa)(of_heads, ragged(), RNG)[1]}
+    return loss.value, metrics['nll'].value
+
+  params = together(base, of_heads)
+  jax.tree.map(np.testing.assert_array_equal, apart(params), (base, of_heads))
+  (value, nll), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+  (expected, expected_nll), expected_gradient = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+  np.testing.assert_allclose((value, nll), (expected, expected_nll), rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradient, expected_gradient)
 
 
 V, T, D = 32_003, 512, 64
