@@ -30,7 +30,7 @@ def config_of(kind: str, name: str) -> dict:
 def test_the_base_has_every_field_of_a_model():
   config = base.get_config().to_dict()
   fields = {field.name for field in dataclasses.fields(TransformerConfig)}
-  assert set(config['model']) - {'family'} == fields - {'quantization', 'lora'}, 'integers do not learn; Lora is not wired in'
+  assert set(config['model']) - {'family'} == fields - {'quantization', 'lora'}, 'not wired in'
   assert config['optimizer'] == {**FIELDS, 'learning_rate': config['optimizer']['learning_rate']}
 
 
