@@ -266,9 +266,12 @@ def _reordered(cache: Cache, parents: Int[Array, 'B W'], first: Int[Array, 'M'],
   rows, num_beams = parents.shape
   if num_beams == 1:
     return cache
-  of_rows = (num_beams * jnp.arange(rows)[:, None] + parents).reshape(-1, 1)
-  slots = first[:, None] + jnp.arange(new)
-  among = lambda layer: layer.at[of_rows, slots].get(mode='promise_in_bounds', wrap_negative_indices=False)
-  move = lambda layer: written(layer, among(layer), first)
+  of_rows = (num_beams * jnp.arange(rows)[:, None] + parents).reshape(-1, 1, 1)
+  slots = (first[:, None] + jnp.arange(new))[:, None]
+  heads = lambda layer: jnp.arange(layer.shape[1])[:, None]
+  among = lambda layer: layer.at[of_rows, heads(layer), slots].get(
+    mode='promise_in_bounds', wrap_negative_indices=False
+  )
+  move = lambda layer: written(layer, among(layer), first, axis=2)
   layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
   return dataclasses.replace(cache, layers=layers)

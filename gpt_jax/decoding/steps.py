@@ -268,7 +268,7 @@ def _moved(before: Cache, cache: Cache, path: Int[Array, 'B T']) -> Cache:
   slots = at[:, None] + path
 
   def move(layer: jax.Array) -> jax.Array:
-    return written(layer, jnp.take_along_axis(layer, slots[:, :, None, None], axis=1), at)
+    return written(layer, jnp.take_along_axis(layer, slots[:, None, :, None], axis=2), at, axis=2)
 
   layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
   # They stand in the layout as the nodes do: the first of the path at the root's place.

@@ -182,13 +182,21 @@ class Banded:
 
 @struct.dataclass
 class KeyValues:
-  """What one layer has read: keys already turned by their positions. Stacked layers have a leading axis."""
+  """What one layer has read: keys already turned by their positions. Stacked layers have a leading axis.
 
-  key: Float[Array, '... B S K H']
-  value: Float[Array, '... B S K H']
+  A head's lie together: the other way round, products with them would first copy all of them, at every step.
+  """
+
+  key: Float[Array, '... B K S H']
+  value: Float[Array, '... B K S H']
 
   def write(self, at: Int[Array, 'B'], key: Float[Array, 'B T K H'], value: Float[Array, 'B T K H']) -> 'KeyValues':
-    return KeyValues(written(self.key, key, at), written(self.value, value, at))
+    put = lambda old, new: written(old, new.swapaxes(1, 2), at, axis=2)
+    return KeyValues(put(self.key, key), put(self.value, value))
+
+  def read(self) -> tuple[Float[Array, 'B S K H'], Float[Array, 'B S K H']]:
+    """Keys and values of one layer as attention takes them."""
+    return self.key.swapaxes(1, 2), self.value.swapaxes(1, 2)
 
 
 @struct.dataclass
@@ -212,7 +220,7 @@ class Cache:
     return jax.tree.map(lambda old, new: written(old, new, self.length), self.layout, layout)
 
 
-def written(old: Shaped[Array, 'B S *X'], new: Shaped[Array, 'B T *X'], at: Int[Array, 'B']) -> Shaped[Array, 'B S *X']:
-  """The old rows with the new ones in slots `at` and after; they must fit."""
-  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+def written(old: Shaped[Array, 'B *S'], new: Shaped[Array, 'B *T'], at: Int[Array, 'B'], axis: int = 1) -> Array:
+  """The old rows with the new ones in slots `at` and after, along `axis`; they must fit."""
+  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
   return jax.vmap(write)(old, new.astype(old.dtype), at)

@@ -122,7 +122,7 @@ class Attention(nn.Module):
       query, key = turn(query), turn(key)
     if read is not None:
       read = read.write(at, key, value)
-      key, value = read.key, read.value
+      key, value = read.read()
     out = self.pattern(query, key, value, queries, keys, cfg.score_bias, _dropout(cfg.attention_dropout))
     return cfg.linear(cfg.model_dim, contracted=2, name='out')(out), read
 
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
 def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
   """A cache for `length` tokens of `batch` rows, with nothing read."""
   stack, number = ((config.periods,), len(config.attention)) if config.stacked else ((), config.num_layers)
-  shape = (*stack, batch, length, config.num_kv_heads, config.head_width)
+  shape = (*stack, batch, config.num_kv_heads, length, config.head_width)
   empty = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
   zeros = jnp.zeros((batch, length), jnp.int32)
   return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros(batch, jnp.int32))
