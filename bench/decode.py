@@ -206,7 +206,7 @@ def drafts_of(write, options):
   model, params = write.trained.model, write.trained.params
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   fewer = first_layers(model, params, model.config.num_layers // 5, 3)
-  found = {'lookup': (PromptLookup(10), 0.0), 'own layers': (fewer, size(fewer.params) / size(params))}
+  found = {'lookup': (PromptLookup(7), 0.0), 'own layers': (fewer, size(fewer.params) / size(params))}
   if options.medusa:
     heads, heads_params, tree = load_medusa(options.medusa, model.config)
     best = Tree(tree.parents[: options.nodes], tree.choices[: options.nodes])  # nodes stand in the order of their worth
