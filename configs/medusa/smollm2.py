@@ -4,7 +4,8 @@ Paper     Cai et al. 2024, Medusa: heads alone (Medusa-1) with learning rate 2e-
           shared unembedding is ours: of the vocabulary's 28M parameters a head, it learns none
 Data      lines of asset:gutenberg put as questions; answers of up to 128 tokens, drawn at temperature 0.3
 Command   python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=runs/medusa
-Result    not run to its end yet
+Result    top-1 accuracy of the three heads on held-out answers .255, .141, .082 (top-5 .512, .356, .271), 1.86 tokens a
+          step expected: 150 steps of 4 answers are few, and Vicuna-7B's published heads reach .560, .316, .201
 """
 
 from configs.medusa import base
