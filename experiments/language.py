@@ -17,7 +17,7 @@ from gpt_jax.interop.pretrained import pretrained
 from gpt_jax.interop.tensors import Place, Pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
-from gpt_jax.models.lora import merged
+from gpt_jax.models.lora import Lora, merged
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
@@ -177,13 +177,15 @@ class Weights:
 
   name: str
   config: TransformerConfig
-  """As it was trained, with its dropout."""
+  """As it was trained, with its dropout, LoRA merged into its kernels."""
   tokenizer: Tokenizer
   context: int | None
   run: Mapping[str, Any] | None
-  """The config of the run that left it."""
+  """The config of the run that left it, or that it comes from."""
   files: Pretrained | None
   """Those of another library."""
+  lora: Lora | None = None
+  """What the run has beside the kernels."""
 
   def changed(self, fields: Mapping[str, Any]) -> TransformerConfig:
     """The model with fields of config.model replaced, where they are not None; its family is not asked.
@@ -212,13 +214,13 @@ class Weights:
     if self.files is not None:
       fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
       return self.files.load(place=place, **fields)[1]
-    kept = dataclasses.replace(config, stacked=self.config.stacked, quantization=None, lora=self.config.lora)
+    kept = dataclasses.replace(config, stacked=self.config.stacked, quantization=None, lora=self.lora)
     like = parameter_shapes(LanguageModel(kept))
     if place is not None:
       shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
       like = jax.tree.map(shaped, like, place(like))
     params = restore_params(self.name, like)
-    params = merged(params, kept.lora) if kept.lora is not None and config.lora is None else params
+    params = params if self.lora is None else merged(params, self.lora)
     params = unstack(params) if self.config.stacked and not config.stacked else params
     if config.quantization is None:
       return params
@@ -242,11 +244,14 @@ def weights(name: str) -> Weights:
   if not written.exists() and 'model' not in config:
     raise UserError(f'{name} is a run that left heads alone: give it as --medusa, and {config.get("base")} as --model')
   made = from_config(read_json(written)) if written.exists() else model_config(config, tokenizer)
-  return Weights(name, made, tokenizer, made.positions.length if made.positions is not None else None, config, None)
+  context = made.positions.length if made.positions is not None else None
+  # What learned along with its heads is read and begins as the model that it comes from.
+  run = weights(config['base']).run if 'base' in config else config
+  return Weights(name, dataclasses.replace(made, lora=None), tokenizer, context, run, None, made.lora)
 
 
 def load(name: str, place: Place | None = None, **changed: Any) -> Trained:
-  """The model, parameters and tokenizer of a name, without dropout, Lora merged into its kernels; see MODEL.
+  """The model, parameters and tokenizer of a name, without dropout; see MODEL.
 
   Args:
     name: of a run, the last parameters.
@@ -257,7 +262,7 @@ def load(name: str, place: Place | None = None, **changed: Any) -> Trained:
     UserError: there is no such model, it can't be read, or it is a run without a checkpoint.
   """
   found = weights(name)
-  config = dataclasses.replace(found.config.evaluated(), lora=None, **changed)
+  config = dataclasses.replace(found.config.evaluated(), **changed)
   return Trained(LanguageModel(config), found.read(config, place), found.tokenizer, found.context, found.run)
 
 

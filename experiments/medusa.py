@@ -1,6 +1,6 @@
 """Trains Medusa's heads for a language model, and grows the tree of guesses that suits them.
 
-The model stays as it is (Medusa-1) or, with config.joint.weight, learns along with its heads by Lora (Medusa-2): then
+The model stays as it is (Medusa-1) or, with config.joint.weight, learns along with its heads by LoRA (Medusa-2): then
 the run's folder is the model's too, what --model takes.
 
 python -m experiments.medusa --config=configs/medusa/smollm2.py --workdir=DIR [--config.FIELD=VALUE ...]
@@ -25,7 +25,7 @@ from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import medusa_flops
 from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
-from gpt_jax.models.lora import Lora, adapted
+from gpt_jax.models.lora import adapted
 from gpt_jax.models.parts import part, to_config
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token
@@ -52,6 +52,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
   make_optimizer(config['optimizer'], config['num_steps'])
   joint = config['joint']
+  if joint['weight'] < 0:
+    raise UserError(f'config.joint.weight = {joint["weight"]} must not be negative')
   lora = part('lora', joint['lora'], 'config.joint.lora')
   frozen = [('unembed_table$', 0.0)] if config['shared'] else []
   slower = [('heads/', 1.0), ('lora_[ab]$', joint['rate']), ('', 0.0)] if joint['weight'] else []
@@ -65,10 +67,12 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   data = generations.data(config, workdir, base, config['base'])
   language.check_context(base.model.config, data.context)
   loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None}
-  make = _together if joint['weight'] else _heads_alone
-  learning = make(base, medusa, lora, placement, loss, joint['weight'])
   if joint['weight']:
-    write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(learning.model))
+    adapting = dataclasses.replace(base.model.config, lora=lora)
+    write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(adapting))
+    learning = _together(base, adapting, medusa, placement, {**loss, 'weight': joint['weight']})
+  else:
+    learning = _heads_alone(base, medusa, placement, loss)
   batches = data.batches(config)
   last: list[tuple[Params, dict[str, float]]] = []
 
@@ -121,14 +125,10 @@ class Learning:
   measured: LossFn
   """On held-out text."""
   batch: Callable[[Batch], Batch]
-  model: TransformerConfig
 
 
-def _heads_alone(
-  base: language.Trained, medusa: Medusa, lora: Lora, placement: Placement, loss: Mapping[str, Any], weight: float
-) -> Learning:
+def _heads_alone(base: language.Trained, medusa: Medusa, placement: Placement, loss: Mapping[str, Any]) -> Learning:
   """Medusa-1: hidden states of the frozen model come with the batch."""
-  del lora, weight
 
   @jax.jit
   def hidden_states(params: Params, batch: Batch) -> jax.Array:
@@ -146,15 +146,14 @@ def _heads_alone(
 
   return Learning(
     functools.partial(_heads, medusa), first, medusa_loss(medusa, **loss), medusa_loss(medusa, **loss, top=TOPK),
-    with_hidden, base.model.config,
+    with_hidden,
   )  # fmt: skip
 
 
 def _together(
-  base: language.Trained, medusa: Medusa, lora: Lora, placement: Placement, loss: Mapping[str, Any], weight: float
+  base: language.Trained, config: TransformerConfig, medusa: Medusa, placement: Placement, loss: Mapping[str, Any]
 ) -> Learning:
-  """Medusa-2: one tree of parameters, in which the model's own are frozen but for Lora's."""
-  config = dataclasses.replace(base.model.config, lora=lora)
+  """Medusa-2: one tree of parameters, in which the model's own are frozen but for LoRA's."""
   model, evaluated = LanguageModel(config), LanguageModel(config.evaluated())
   own = functools.partial(model.init, tokens=jax.numpy.zeros((1, 1), int))
 
@@ -165,10 +164,9 @@ def _together(
 
     return jax.jit(begun, out_shardings=_shardings(like))(base.params)
 
-  make = lambda model, **more: joint_loss(model, medusa, weight=weight, **loss, **more)
   return Learning(
-    lambda key: together(own(key), _heads(medusa, key)), first, make(model), make(evaluated, top=TOPK),
-    placement.batch, config,
+    lambda key: together(own(key), _heads(medusa, key)), first, joint_loss(model, medusa, **loss),
+    joint_loss(evaluated, medusa, **loss, top=TOPK), placement.batch,
   )  # fmt: skip
 
 

@@ -20,6 +20,5 @@ def get_config():
   config.batch_size = 4
   config.data.source = 'asset:gutenberg'
   config.generate.update({'rows': 384, 'held_out_rows': 32, 'prompts': 'chat', 'temperature': 0.3})
-  config.eval_every = 0
   config.checkpoint_every = 50
   return config

@@ -220,7 +220,9 @@ class Cache:
     return jax.tree.map(lambda old, new: written(old, new, self.length), self.layout, layout)
 
 
-def written(old: Shaped[Array, 'B *S'], new: Shaped[Array, 'B *T'], at: Int[Array, 'B'], axis: int = 1) -> Array:
+def written(
+  old: Shaped[Array, 'B *S'], new: Shaped[Array, 'B *T'], at: Int[Array, 'B'], axis: int = 1
+) -> Shaped[Array, 'B *S']:
   """The old rows with the new ones in slots `at` and after, along `axis`; they must fit."""
   write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
   return jax.vmap(write)(old, new.astype(old.dtype), at)

@@ -58,7 +58,7 @@ class Linear(nn.Module):
     return y.reshape(*batch, *features)
 
   def beside(self, lora: Lora, x: Float[Array, '*B I'], columns: int) -> Float[Array, '*B O']:
-    """What Lora adds."""
+    """What LoRA adds."""
     uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
     down = self.param('lora_a', uniform, (x.shape[-1], lora.rank))
     up = self.param('lora_b', nn.initializers.zeros, (lora.rank, columns))

@@ -45,7 +45,7 @@ PARAMETERS = ('lora_a', 'lora_b')
 
 
 def adapted(params: Params, drawn: Params) -> Params:
-  """The parameters of a model without Lora, and beside them the A and B of those `drawn` for it with Lora."""
+  """The parameters of a model without LoRA, and beside them the A and B of those `drawn` for it with LoRA."""
 
   def walk(drawn: Any, params: Any) -> Any:
     if not isinstance(drawn, Mapping) or not isinstance(params, Mapping):
@@ -56,7 +56,7 @@ def adapted(params: Params, drawn: Params) -> Params:
 
 
 def merged(params: Params, lora: Lora) -> Params:
-  """Parameters of the same model without Lora: W + (alpha / rank) A B, in float32. Kernels must not be quantised."""
+  """Parameters of the same model without LoRA: W + (alpha / rank) A B, in float32. Kernels must not be quantised."""
 
   def walk(tree: Any) -> Any:
     if not isinstance(tree, Mapping):

@@ -22,6 +22,9 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+using Floats = ffi::Buffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::S8>;
+
 constexpr int kLanes = 8;
 constexpr int kRows = 8;  // that share what is in registers
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
@@ -58,6 +61,7 @@ inline float sum(Lanes lanes) {
 
 struct Float32 {
   static constexpr int kParts = 1;
+  static constexpr int64_t groups = 1;
   const float* stored;  // [O, I]
 
   void lanes(int64_t at, Lanes* parts) const { parts[0] = load(stored + at); }
@@ -97,13 +101,12 @@ struct Int4 {
 
 // y [R, O] of R rows and O outputs from `output` on.
 template <int R, int O, typename Kernel>
-inline void outputs_of(const float* x, const Kernel& kernel, int64_t inputs, int64_t groups, int64_t output, float* y,
-                       int64_t width) {
+inline void outputs_of(const float* x, const Kernel& kernel, int64_t inputs, int64_t output, float* y, int64_t width) {
   constexpr int P = Kernel::kParts;
-  const int64_t length = inputs / groups / P;  // of a group, as stored
+  const int64_t length = inputs / kernel.groups / P;  // of a group, as stored
   Lanes sums[R][O] = {};
   float rests[R][O] = {};
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t group = 0; group < kernel.groups; ++group) {
     const float* from = x + group * length * P;
     const int64_t at = output * (inputs / P) + group * length;
     Lanes part_sums[R][O] = {};
@@ -216,8 +219,7 @@ int64_t share(int64_t outputs, int64_t parts) {
 int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
 
 template <typename Kernel>
-ffi::Error product(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, const Kernel& kernel, int64_t groups,
-                   ffi::Result<ffi::Buffer<ffi::F32>>& result) {
+ffi::Error product(ffi::ThreadPool& pool, const Floats& x, const Kernel& kernel, ffi::Result<Floats>& result) {
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = result->dimensions()[1];
   const int64_t part = share(outputs, threads_of(pool));
   const float* from = x.typed_data();
@@ -232,10 +234,8 @@ ffi::Error product(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, const 
           constexpr int O = R > 4 ? 1 : R > 1 ? 2 : 4;
           const int64_t end = std::min(last, begin + step);
           int64_t o = begin;
-          for (; o + O <= end; o += O)
-            outputs_of<R, O>(from + r * inputs, kernel, inputs, groups, o, y + r * outputs, outputs);
-          for (; o < end; ++o)
-            outputs_of<R, 1>(from + r * inputs, kernel, inputs, groups, o, y + r * outputs, outputs);
+          for (; o + O <= end; o += O) outputs_of<R, O>(from + r * inputs, kernel, inputs, o, y + r * outputs, outputs);
+          for (; o < end; ++o) outputs_of<R, 1>(from + r * inputs, kernel, inputs, o, y + r * outputs, outputs);
         });
   });
   return ffi::Error::Success();
@@ -243,8 +243,7 @@ ffi::Error product(ffi::ThreadPool& pool, const ffi::Buffer<ffi::F32>& x, const 
 
 // The first and the second half of the inputs are summed apart, whatever the threads: of two, each reads one piece of
 // memory from its beginning to its end.
-ffi::Error ByInput(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
-                   ffi::Result<ffi::Buffer<ffi::F32>> result) {
+ffi::Error ByInput(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Result<Floats> result) {
   const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = result->dimensions()[1];
   const int64_t part = share(outputs, (threads_of(pool) + 1) / 2);
   const float *from = x.typed_data(), *w = kernel.typed_data();
@@ -271,51 +270,26 @@ ffi::Error ByInput(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   return ffi::Error::Success();
 }
 
-ffi::Error ByOutput(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> kernel,
-                    ffi::Result<ffi::Buffer<ffi::F32>> result) {
-  return product(pool, x, Float32{kernel.typed_data()}, 1, result);
+ffi::Error ByOutput(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Result<Floats> result) {
+  return product(pool, x, Float32{kernel.typed_data()}, result);
 }
 
-ffi::Error ByOutputInt8(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> values,
-                        ffi::Buffer<ffi::F32> scale, ffi::Result<ffi::Buffer<ffi::F32>> result) {
-  const int64_t groups = scale.dimensions()[1];
-  return product(pool, x, Int8{values.typed_data(), scale.typed_data(), groups}, groups, result);
+ffi::Error ByOutputInt8(ffi::ThreadPool pool, Floats x, Bytes values, Floats scale, ffi::Result<Floats> result) {
+  return product(pool, x, Int8{values.typed_data(), scale.typed_data(), scale.dimensions()[1]}, result);
 }
 
-ffi::Error ByOutputInt4(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> nibbles,
-                        ffi::Buffer<ffi::S8> multiples, ffi::Buffer<ffi::F32> scale,
-                        ffi::Result<ffi::Buffer<ffi::F32>> result) {
-  const int64_t groups = multiples.dimensions()[1];
-  return product(pool, x, Int4{nibbles.typed_data(), multiples.typed_data(), scale.typed_data(), groups}, groups,
-                   result);
+ffi::Error ByOutputInt4(ffi::ThreadPool pool, Floats x, Bytes nibbles, Bytes multiples, Floats scale,
+                        ffi::Result<Floats> result) {
+  const Int4 kernel{nibbles.typed_data(), multiples.typed_data(), scale.typed_data(), multiples.dimensions()[1]};
+  return product(pool, x, kernel, result);
 }
+
+auto of_rows() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>(); }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(by_input, ByInput,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output, ByOutput,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int8, ByOutputInt8,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_input, ByInput, of_rows().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output, ByOutput, of_rows().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int8, ByOutputInt8, of_rows().Arg<Bytes>().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int4, ByOutputInt4,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                              of_rows().Arg<Bytes>().Arg<Bytes>().Arg<Floats>().Ret<Floats>());

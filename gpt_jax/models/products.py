@@ -36,8 +36,11 @@ FEW = 32
 
 def dot(x: Float[Array, 'B I'], kernel: Float[Array, '_ _'], axis: int = 0) -> Float[Array, 'B O']:
   """x W in float32, where W is `kernel` [I, O], or [O, I] with axis 1; of no gradient, see `layers.affine`."""
-  general = functools.partial(_general, axis)
-  if not (x.dtype == kernel.dtype == jnp.float32):
+
+  def general(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(x, kernel, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+  if kernel.dtype != jnp.float32:
     return general(x, kernel)
   return few_rows(('by_input', 'by_output')[axis], kernel.shape[1 - axis], general, x, kernel)
 
@@ -45,7 +48,7 @@ def dot(x: Float[Array, 'B I'], kernel: Float[Array, '_ _'], axis: int = 0) -> F
 def few_rows(
   handler: str, outputs: int, otherwise: Callable[..., jax.Array], x: Float[Array, 'B I'], *kernel: jax.Array
 ) -> Float[Array, 'B O']:
-  """A product by a handler of products.cc, if x has few rows and the computation is for a CPU; else by `otherwise`.
+  """A product by a handler of products.cc, if x has few rows of float32 and it is for a CPU; else by `otherwise`.
 
   Args:
     handler: of HANDLERS.
@@ -54,15 +57,12 @@ def few_rows(
     x: the rows.
     *kernel: its arrays, as the handler takes them.
   """
-  if not (0 < len(x) <= FEW and jax.default_backend() == 'cpu' and compiled()):
+  few = 0 < len(x) <= FEW and x.dtype == jnp.float32
+  if not (few and jax.default_backend() == 'cpu' and compiled()):
     return otherwise(x, *kernel)
   shape = jax.ShapeDtypeStruct((len(x), outputs), jnp.float32)
   call = jax.ffi.ffi_call(f'gpt_jax_{handler}', shape, vmap_method='sequential')
   return jax.lax.platform_dependent(x, *kernel, cpu=call, default=otherwise)
-
-
-def _general(axis: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return jax.lax.dot_general(x, kernel, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @functools.cache
@@ -72,7 +72,8 @@ def compiled() -> bool:
     library = ctypes.CDLL(str(_library()))
   except (OSError, UserError, subprocess.CalledProcessError) as error:
     said = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
-    logging.warning('Products of few rows are left to XLA, which is slower: %s', said[0] if said else error)
+    reason = next((line for line in said if 'error' in line), *said[:1])
+    logging.warning('Products of few rows are left to XLA, which is slower: %s', reason)
     return False
   for handler in HANDLERS:
     capsule = jax.ffi.pycapsule(getattr(library, handler))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.models.products import few_rows
+from gpt_jax.models.products import dot, few_rows
 from gpt_jax.types import Params, UserError
 
 Kernel = Mapping[str, jax.Array]
@@ -171,9 +171,7 @@ def product(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) 
     fused = functools.partial(_product, quantization)
     return jax.lax.platform_dependent(x, stored, cpu=functools.partial(_apart, quantization), default=fused)
 
-  arrays = [kernel[name] for name in quantization.arrays]
-  if x.dtype != jnp.float32:
-    return otherwise(x, *arrays)
+  arrays = (kernel[name] for name in quantization.arrays)
   return few_rows(quantization.handler, len(kernel['scale']), otherwise, x, *arrays)
 
 
@@ -184,7 +182,7 @@ def _product_forward(quantization: Quantization, x: jax.Array, kernel: Kernel) -
 def _product_backward(quantization: Quantization, kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
   like, kernel = kept
   decoded = quantization.decode(kernel).astype(like.dtype)
-  return _dot(gradient.astype(like.dtype), decoded, 1).astype(like.dtype), None
+  return dot(gradient.astype(like.dtype), decoded, 1).astype(like.dtype), None
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -193,17 +191,13 @@ product.defvjp(_product_forward, _product_backward)
 def _product(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
   scale = kernel['scale']
   if scale.shape[1] > 1:  # no one number of an output can come after the sum
-    return _dot(x, quantization.decode(kernel).astype(x.dtype), 0)
-  return _dot(x, quantization.integers(kernel).astype(x.dtype), 1) * scale[:, 0]
+    return dot(x, quantization.decode(kernel).astype(x.dtype))
+  return dot(x, quantization.integers(kernel).astype(x.dtype), axis=1) * scale[:, 0]
 
 
 def _apart(quantization: Quantization, x: Float[Array, 'B I'], kernel: Kernel) -> Float[Array, 'B O']:
   """Behind the barrier the kernel is made once, not anew for each element of the product."""
-  return _dot(x, jax.lax.optimization_barrier(quantization.decode(kernel).astype(x.dtype)), 0)
-
-
-def _dot(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
-  return jax.lax.dot_general(x, kernel, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+  return dot(x, jax.lax.optimization_barrier(quantization.decode(kernel).astype(x.dtype)))
 
 
 def _grouped(kernel: Float[Array, 'I O'], group: int | None) -> Float[Array, 'O groups size']:

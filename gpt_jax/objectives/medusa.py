@@ -6,14 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax.objectives.likelihood import (
-  Model,
-  cross_entropy,
-  next_token,
-  of_hidden,
-  sum_over_chunks,
-  tokens_ahead,
-)  # fmt: skip
+from gpt_jax.objectives.likelihood import Model, cross_entropy, next_token, of_hidden, sum_over_chunks, tokens_ahead
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
 
 

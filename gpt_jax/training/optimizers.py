@@ -16,7 +16,7 @@ from optax.contrib import MuonDimensionNumbers
 from gpt_jax.names import choose
 from gpt_jax.training.fields import complete
 from gpt_jax.training.schedules import make_schedule
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import LossFn, Params, UserError
 
 FIELDS: dict[str, Any] = {
   'name': 'adamw',
@@ -110,6 +110,13 @@ def make_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientT
   if config['ema']:
     parts.append(average(config['ema']))
   return optax.chain(*parts)
+
+
+def without_frozen(loss_fn: LossFn, config: Mapping[str, Any]) -> LossFn:
+  """The loss as a function of what is not frozen: no gradient of the rest is computed, logged or added up."""
+  rate = _rates(complete('optimizer', config, FIELDS)['rates'])
+  still = lambda path, leaf: leaf if rate(path) else jax.lax.stop_gradient(leaf)
+  return lambda params, batch, rng: loss_fn(_by_path(still, params), batch, rng)
 
 
 def _rates(pairs: Sequence[Any]) -> Callable[[str], float]:

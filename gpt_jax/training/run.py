@@ -19,7 +19,7 @@ from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore,
 from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
 from gpt_jax.training.loop import TrainState, fit, init_state, make_step
-from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer
+from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer, without_frozen
 from gpt_jax.training.plots import plot
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
@@ -112,6 +112,7 @@ def run(
       if evaluating(index):
         evaluate(index, state)
 
+  loss_fn = without_frozen(loss_fn, config['optimizer'])
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
   with _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):

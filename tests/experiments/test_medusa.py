@@ -129,6 +129,9 @@ def test_a_model_learns_along_with_its_heads(base, tmp_path, capfd):
   plain, guessed = call(capfd, 'generate', *write), call(capfd, 'generate', *write, f'--medusa={workdir}')
   assert (guessed.code, guessed.out) == (0, plain.out) and plain.code == 0, guessed.err
   assert float(guessed.err[1:].partition(' tokens a step')[0]) > 1.5
+  assert language.weights(str(workdir)).run == language.weights(str(base)).run, 'it is read as what it comes from'
+  measured = call(capfd, 'evaluate', f'--model={workdir}', '--num_tokens=500')
+  assert measured.code == 0 and 'perplexity' in measured.out, measured
 
 
 def test_heads_alone_are_no_model(heads, base, capfd):
@@ -195,6 +198,8 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
     (['--config.generate.rows=4', '--config.generate.prompts=txt'], "did you mean 'text'?"),
     (['--config.generate.rows=4', '--config.generate.prompts=chat'], 'has no chat template'),
     (['--config.tree.num_nodes=0'], 'config.tree.num_nodes = 0 must be at least 1'),
+    (['--config.joint.weight=-1.0'], 'config.joint.weight = -1.0 must not be negative'),
+    (['--config.joint.lora=lora(0)'], 'config.joint.lora'),
   ],
 )
 def test_bad_input_is_one_line(base, tmp_path, capfd, changes, message):

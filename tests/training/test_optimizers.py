@@ -1,13 +1,15 @@
 """Optimisers, against optax's own, by matrix, and against loops."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from gpt_jax.training.optimizers import averaged, decay_mask, make_optimizer
-from gpt_jax.types import UserError
+from gpt_jax.training.optimizers import averaged, decay_mask, make_optimizer, without_frozen
+from gpt_jax.types import Mean, UserError
 
 LAYERS, WIDTH, HIDDEN, HEADS, HEAD = 3, 8, 12, 2, 4
 
@@ -191,6 +193,24 @@ def test_a_frozen_gradient_is_not_clipped_with_the_rest():
   np.testing.assert_array_equal(updates['b'], jnp.zeros(4))
   with pytest.raises(UserError, match=r'optimizer.rates=.* is no list of pairs'):
     make_optimizer({'rates': ['abc', 2.0]}, 10)
+
+
+def test_a_frozen_gradient_is_not_computed():
+  """It is zero, and no product for it is in the program."""
+  params = {'learned': jnp.ones((7, 5)), 'frozen': jnp.ones((5, 3))}
+
+  def loss(params, batch, rng):
+    return Mean(jnp.sum(jnp.tanh(batch @ params['learned']) @ params['frozen']), jnp.ones(())), {}
+
+  def gradient(loss):
+    return jax.jit(jax.grad(lambda params: loss(params, jnp.full((2, 7), 0.1), None)[0].total))
+
+  products = lambda loss: re.findall(r'dot_general.*-> tensor<(\w+)xf32>', gradient(loss).lower(params).as_text())
+  still = without_frozen(loss, {'rates': [('frozen', 0)]})
+  assert products(loss) == ['2x5', '3x5', '2x5', '5x7'] and products(still) == ['2x5', '2x5', '5x7']
+  found = gradient(still)(params)
+  np.testing.assert_array_equal(found['frozen'], 0)
+  np.testing.assert_allclose(found['learned'], gradient(loss)(params)['learned'], rtol=1e-6)
 
 
 def test_unknown_names():
