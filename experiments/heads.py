@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from experiments import language
 from gpt_jax.decoding.tree import Tree, from_json
-from gpt_jax.models.heads import Medusa
+from gpt_jax.models.heads import Medusa, quantized_medusa
+from gpt_jax.models.quantization import Int8
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.workdir import read_json
@@ -26,6 +27,8 @@ def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
 
 def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Medusa, Params, Tree]:
   """The heads of a run, their parameters, and the tree grown from what they guess right.
+
+  Their unembeddings are rounded to 8 bits: what they guess is checked, and a step waits for less memory.
 
   Args:
     workdir: of the run; the model that the heads belong to is the run's config.base.
@@ -51,4 +54,4 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Me
     params: Params = {'params': restore_params(folder, {'params': {'heads': shapes['params']}})['params']['heads']}
   else:
     params = restore_params(folder, shapes)
-  return medusa, jax.device_put(params), from_json(read_json(folder / 'tree.json'))
+  return *quantized_medusa(medusa, jax.device_put(params), Int8()), from_json(read_json(folder / 'tree.json'))

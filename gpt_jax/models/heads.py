@@ -1,5 +1,8 @@
 """What reads the Transformer's hidden states: the language model, and heads that guess further ahead."""
 
+import operator
+from typing import Any
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -8,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax.models.attention import Cache
 from gpt_jax.models.layers import affine, unembed
+from gpt_jax.models.quantization import Quantization, product
 from gpt_jax.models.transformer import Transformer, TransformerConfig
 from gpt_jax.types import Layout, Params
 
@@ -16,11 +20,17 @@ from gpt_jax.types import Layout, Params
 class Unembedding:
   """From hidden states to logits in float32: a value of its own, so that a loss can take it piece by piece."""
 
-  table: Float[Array, 'V D']
+  table: Any
+  """[V, D], or with a quantisation what that stores of it."""
   softcap: float | None = struct.field(pytree_node=False, default=None)
+  quantization: Quantization | None = struct.field(pytree_node=False, default=None)
 
   def __call__(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
-    logits = unembed(hidden, self.table)
+    if self.quantization is None:
+      logits = unembed(hidden, self.table)
+    else:
+      rows = product(self.quantization, hidden.reshape(-1, hidden.shape[-1]), self.table)
+      logits = rows.reshape(*hidden.shape[:-1], -1)
     return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
 
@@ -66,6 +76,8 @@ class Medusa(nn.Module):
   """Of the language model; computation is in its dtype."""
   num_heads: int
   shared: bool = False
+  quantization: Quantization | None = None
+  """How W2 is stored; see `quantized_medusa`."""
 
   def setup(self) -> None:
     width, vocabulary = self.config.model_dim, self.config.vocab_size
@@ -73,11 +85,18 @@ class Medusa(nn.Module):
     self.kernel = self.param('residual_kernel', zeros, (self.num_heads, width, width))
     self.bias = self.param('residual_bias', zeros, (self.num_heads, width))
     tables = (1 if self.shared else self.num_heads, vocabulary, width)
-    self.table = self.param('unembed_table', self.config.init('unembed', self.config.num_layers), tables)
+
+    def initialize(key: jax.Array) -> Any:
+      drawn = self.config.init('unembed', self.config.num_layers)(key, tables)
+      return drawn if self.quantization is None else _encoded(self.quantization, drawn)
+
+    self.table = self.param('unembed_table', initialize)
 
   def __call__(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B M V']:
     """Logits of all heads, in float32."""
     hidden, unembeddings = self.features(hidden)
+    if self.shared:  # one product: the table is read once for all heads
+      return unembeddings[0](hidden)
     return jnp.stack([unembed(hidden[..., k, :]) for k, unembed in enumerate(unembeddings)], axis=-2)
 
   def features(self, hidden: Float[Array, '*B D']) -> tuple[Float[Array, '*B M D'], tuple[Unembedding, ...]]:
@@ -86,8 +105,9 @@ class Medusa(nn.Module):
     hidden = hidden.astype(self.config.dtype)
     kernel = self.kernel.swapaxes(0, 1).reshape(width, heads * width)  # one product for all heads
     residual = affine(hidden, kernel, self.bias.reshape(-1)).reshape(*hidden.shape[:-1], heads, width)
-    tables = [jax.lax.stop_gradient(self.table)] * heads if self.shared else jnp.split(self.table, heads)
-    unembeddings = tuple(Unembedding(table[0], self.config.logit_softcap) for table in tables)
+    tables = jax.lax.stop_gradient(self.table) if self.shared else self.table
+    each = (jax.tree.map(operator.itemgetter(0 if self.shared else k), tables) for k in range(heads))
+    unembeddings = tuple(Unembedding(table, self.config.logit_softcap, self.quantization) for table in each)
     return nn.silu(residual) + hidden[..., None, :], unembeddings
 
 
@@ -97,6 +117,16 @@ def medusa_params(medusa: Medusa, table: Float[Array, 'V D']) -> Params:
   zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if name != 'unembed_table'}
   whole = shapes['unembed_table']
   return {'params': {**zeros, 'unembed_table': jnp.broadcast_to(table, whole.shape).astype(whole.dtype)}}
+
+
+def quantized_medusa(medusa: Medusa, params: Params, quantization: Quantization) -> tuple[Medusa, Params]:
+  """The same heads with W2 in few bits: for guesses, which the model checks, that do not wait for memory."""
+  table = jax.jit(_encoded, static_argnums=0)(quantization, params['params']['unembed_table'])
+  return medusa.copy(quantization=quantization), {'params': {**params['params'], 'unembed_table': table}}
+
+
+def _encoded(quantization: Quantization, tables: Float[Array, 'M V D']) -> dict[str, jax.Array]:
+  return jax.lax.map(lambda table: quantization.encode(table.T), tables)
 
 
 def unembedding_table(config: TransformerConfig, params: Params) -> Float[Array, 'V D']:

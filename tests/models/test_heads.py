@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
+from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, quantized_medusa, unembedding_table
+from gpt_jax.models.quantization import Int8
 from tests.models.small import VOCABULARY, parameters, random_tokens, shrunk
 
 CONFIG = shrunk('llama2_7b', logit_softcap=3.0)
@@ -57,6 +58,27 @@ def test_a_shared_table_gets_no_gradient_and_others_each_their_own():
     moved = {name: np.abs(np.asarray(x)).reshape(len(x), -1).sum(1) > 0 for name, x in gradient.items()}
     assert moved['residual_kernel'].tolist() == [False, True, False]
     assert moved['unembed_table'].tolist() == ([False] if shared else [False, True, False])
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_tables_in_eight_bits_are_rounded_by_rows(shared):
+  medusa = Medusa(CONFIG, 3, shared)
+  params = random_heads(medusa)
+  table = np.asarray(params['params']['unembed_table'])
+  scale = np.abs(table).max(axis=2, keepdims=True) / 127
+  rounded = {'params': {**params['params'], 'unembed_table': jnp.asarray(np.round(table / scale) * scale)}}
+  small, stored = quantized_medusa(medusa, params, Int8())
+  shapes = jax.eval_shape(small.init, jax.random.key(0), HIDDEN)
+  assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, stored)
+  assert sum(leaf.nbytes for leaf in jax.tree.leaves(stored)) < sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  for rows in (HIDDEN, HIDDEN[0, 0]):
+    np.testing.assert_allclose(small.apply(stored, rows), medusa.apply(rounded, rows), atol=1e-4)
+  assert np.abs(np.asarray(small.apply(stored, HIDDEN) - medusa.apply(params, HIDDEN))).max() > 1e-3
+
+
+def test_a_shared_table_is_read_once():
+  medusa = Medusa(CONFIG, 3, shared=True)
+  assert str(jax.make_jaxpr(medusa.apply)(random_heads(medusa), HIDDEN[0])).count('name=unembed') == 1
 
 
 def test_computation_is_in_the_dtype_of_the_model():
