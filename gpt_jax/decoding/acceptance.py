@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.decoding.sampling import Sampling, likeliest
 from gpt_jax.decoding.tree import Tree
 from gpt_jax.types import UserError
 
@@ -57,7 +57,7 @@ class Rejection:
     `log_q` is what the nodes but the root were drawn from; None: they were not drawn, and each has probability 1.
     """
     if sampling.greedy:
-      best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      best = likeliest(logits)
       node = _deepest(tree, nodes[:, 1:] == best[:, np.array(tree.parents[1:], int)])
       return Accepted(node, _at(best, node))
     rows, length, _ = logits.shape
@@ -102,7 +102,7 @@ class Typical:
   def first(self, sampling: Sampling, keys: Key[Array, 'B'], logits: Float[Array, 'B V']) -> Int[Array, 'B']:
     """The token after a prompt: the likeliest."""
     del sampling, keys
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return likeliest(logits)
 
   def __call__(
     self,
@@ -122,7 +122,7 @@ class Typical:
     threshold = jnp.minimum(jnp.log(self.epsilon), jnp.log(self.delta) - entropy)
     of_nodes = jnp.take_along_axis(p[:, parents], nodes[:, 1:, None], axis=-1)[..., 0]
     node = _deepest(tree, of_nodes > threshold[:, parents], of_nodes)
-    return Accepted(node, jnp.argmax(_at(logits, node), axis=-1).astype(jnp.int32))
+    return Accepted(node, likeliest(_at(logits, node)))
 
 
 def _deepest(tree: Tree, fits, scores=None) -> Int[Array, 'B']:

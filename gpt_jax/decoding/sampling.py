@@ -59,6 +59,13 @@ class RepetitionPenalty:
     return jnp.where(repeated, jnp.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
 
 
+def likeliest(logits: Float[Array, '*B V']) -> Int[Array, '*B']:
+  """The token of the largest logit, of equals the first, as argmax: which XLA takes number by number on CPUs."""
+  number = logits.shape[-1]
+  largest = logits == jnp.max(logits, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(largest, jnp.arange(number, dtype=jnp.int32), number - 1), axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """Processors, then temperature, top-k, top-p and min-p: the order of Hugging Face's transformers.
@@ -98,8 +105,8 @@ class Sampling:
   def log_probabilities(self, logits: Float[Array, 'B V']) -> Float[Array, 'B V']:
     """log of the distribution that is drawn from, of processed logits; -inf for tokens that can not be drawn."""
     if self.greedy:
-      likeliest = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
-      return jnp.where(likeliest, 0.0, -jnp.inf)
+      best = jax.nn.one_hot(likeliest(logits), logits.shape[-1], dtype=bool)
+      return jnp.where(best, 0.0, -jnp.inf)
     logits = logits / self.temperature
     if self.top_k is not None:
       logits = top_k(logits, self.top_k)
@@ -112,5 +119,5 @@ class Sampling:
   def draw(self, keys: Key[Array, 'B'], logits: Float[Array, 'B V']) -> Int[Array, 'B']:
     """One token a row of processed logits, each by its own key."""
     if self.greedy:
-      return jnp.argmax(logits, axis=-1)
+      return likeliest(logits)
     return jax.vmap(jax.random.categorical)(keys, self.log_probabilities(logits))

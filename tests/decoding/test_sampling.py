@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.decoding.sampling import Sampling, top_k, top_p
+from gpt_jax.decoding.sampling import Sampling, likeliest, top_k, top_p
 from gpt_jax.types import UserError
 
 EIGHTHS = np.array([[1, 4, 2, 1], [4, 1, 1, 2]]) / 8
@@ -27,6 +27,13 @@ def test_nucleus_by_hand(p, expected):
 def test_top_k_by_hand():
   assert kept(top_k(jnp.log(EIGHTHS), 2)) == [[1, 2], [0, 3]]
   assert kept(top_k(jnp.log(EIGHTHS), 99)) == [[0, 1, 2, 3]] * 2
+
+
+def test_the_likeliest_is_numpys_argmax():
+  logits = np.random.default_rng(0).integers(-3, 3, (4, 5, 37)).astype(np.float32)  # many are equal
+  logits[0, 0], logits[1, 1, 1:], logits[2] = -np.inf, -np.inf, -1e30
+  np.testing.assert_array_equal(jax.jit(likeliest)(logits), logits.argmax(-1))
+  assert jax.jit(likeliest)(np.full((1, 37), np.nan, np.float32))[0] < 37, 'a token, whatever comes'
 
 
 def brute_force(logits: np.ndarray, temperature: float, k: int | None, p: float | None) -> np.ndarray:
