@@ -19,7 +19,7 @@ from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.names import choose
 from gpt_jax.training.workdir import write_whole
-from gpt_jax.types import Batch
+from gpt_jax.types import Batch, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +82,19 @@ def _pieces(config: Mapping[str, Any], trained: language.Trained, split: str, nu
 
 
 def _questions(config: Mapping[str, Any], trained: language.Trained, split: str, number: int) -> Prompts:
-  """Lines of the text, put as questions by the model's chat template."""
+  """Requests made of lines of the text, in the model's chat template."""
+  requests = config['generate']['requests']
+  wrong = next((request for request in requests if request.count('{}') != 1), None if requests else '')
+  if wrong is not None:
+    raise UserError(f'config.generate.requests: {wrong!r} must have {{}} once, where a line of the text goes')
   names, held_out = language.sources_of(config['data']), config['data']['held_out']
   lines = [line for name in names for text in documents(name, split, held_out) for line in text.splitlines()]
   lines = [line for line in lines if line.strip()]
   prompts = []
-  for i in _spread(len(lines), number):
+  for place, i in enumerate(_spread(len(lines), number)):
     ids = trained.tokenizer.encode(lines[i])[: config['generate']['prompt_tokens']]
-    prompts.append(language.chat_ids(trained, [{'role': 'user', 'content': trained.decode(ids.tolist())}]))
+    request = requests[place % len(requests)].replace('{}', trained.decode(ids.tolist()))
+    prompts.append(language.chat_ids(trained, [{'role': 'user', 'content': request}]))
   return prompts
 
 

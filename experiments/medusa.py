@@ -25,7 +25,7 @@ from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import medusa_flops
 from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
-from gpt_jax.models.lora import adapted
+from gpt_jax.models.lora import Lora, adapted
 from gpt_jax.models.parts import part, to_config
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token
@@ -45,23 +45,15 @@ VICUNA_7B = {1: (0.560, 0.316, 0.201, 0.147, 0.118), 5: (0.780, 0.563, 0.417, 0.
 
 def train(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  if not config['base']:
-    raise UserError(f'config.base is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
-  if config['tree']['num_nodes'] < 1:
-    raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
-  make_optimizer(config['optimizer'], config['num_steps'])
+  changed, lora = _parts(config)
   joint = config['joint']
-  if joint['weight'] < 0:
-    raise UserError(f'config.joint.weight = {joint["weight"]} must not be negative')
-  lora = part('lora', joint['lora'], 'config.joint.lora')
   frozen = [('unembed_table$', 0.0)] if config['shared'] else []
   slower = [('heads/', 1.0), ('lora_[ab]$', joint['rate']), ('', 0.0)] if joint['weight'] else []
   rates = (*frozen, *config['optimizer']['rates'], *slower)
   config = {**config, 'optimizer': {**config['optimizer'], 'rates': rates}}
   prepare(workdir, config)
   placement = Placement(make_mesh(config['mesh']))
-  base = language.load(config['base'], placement.params, dtype=config['dtype'], stacked=False)
+  base = language.load(config['base'], placement.params, stacked=False, **changed)
   tokenizers.save(base.tokenizer, pathlib.Path(workdir) / 'tokenizer')
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
@@ -113,6 +105,29 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and tree.json.')
+
+
+def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
+  """Fields of the model's config that the run's config says, and what learns beside them in joint training.
+
+  Raises:
+    UserError: the run's config can be no run's, of which the line names the field.
+  """
+  if not config['base']:
+    raise UserError(f'config.base is missing: name {language.MODEL}')
+  language.sources_of(config['data'])
+  if config['tree']['num_nodes'] < 1:
+    raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
+  make_optimizer(config['optimizer'], config['num_steps'])
+  weight = config['joint']['weight']
+  if weight < 0:
+    raise UserError(f'config.joint.weight = {weight} must not be negative')
+  changed = {'dtype': config['dtype']}
+  if config['quantization']:
+    changed['quantization'] = part('quantization', config['quantization'], 'config.quantization')
+    if weight:
+      raise UserError('config.quantization is of a model that stays as it is: leave it out, or config.joint.weight')
+  return changed, part('lora', config['joint']['lora'], 'config.joint.lora')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
   """A run that is complete but for its model and data."""
   return ConfigDict({
     'base': '',  # the model that the heads are for, which stays as it is: what --model takes
+    'quantization': '',  # of its linear layers: int8, int4, int8(group=64), ...; '': as they come
     'num_heads': 4,
     'shared': False,  # True: all heads end in the model's own unembedding, and only W1 is learned
     'dtype': 'float32',  # of computation, the model's and the heads'
@@ -25,7 +26,8 @@ def get_config() -> ConfigDict:
     'generate': {  # what the model writes itself after prompts from data.source, to learn from instead of the text
       'rows': 0,  # answers to write; 0: the text is learned from
       'held_out_rows': 64,
-      'prompts': 'text',  # pieces of the text, gone on from; 'chat': its lines, asked as questions
+      'prompts': 'text',  # pieces of the text, gone on from; 'chat': requests made of its lines
+      'requests': ('{}',),  # of 'chat', taken in turn; the line stands for {}
       'prompt_tokens': 32,
       'max_new_tokens': 128,
       'temperature': 0.0,

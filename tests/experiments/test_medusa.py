@@ -14,6 +14,7 @@ from experiments import language
 from experiments.heads import load_medusa
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.models.quantization import Int8
 from gpt_jax.training.workdir import read_json
 from gpt_jax.types import UserError
 from tests.experiments import speaker
@@ -82,6 +83,10 @@ def test_what_decoding_takes(heads, base):
 def test_the_heads_alone_are_kept(heads):
   _, params, _ = load_medusa(str(heads[0]))
   assert set(params['params']) == {'residual_kernel', 'residual_bias', 'unembed_table'}
+  scales = params['params']['unembed_table'].pop('scale')
+  assert scales.shape == (3, params['params']['unembed_table']['values'].shape[1], 1), (
+    'it is in eight bits from here on'
+  )
   assert read_json(heads[0] / 'result.json')['parameters'] == sum(x.size for x in jax.tree.leaves(params))
 
 
@@ -107,8 +112,21 @@ def test_a_shared_table_is_frozen(base, tmp_path, capfd):
   medusa, params, _ = load_medusa(str(tmp_path / 'run'))
   assert medusa.shared
   table = language.load(str(base)).params['params']['transformer']['embed']['embedding']
-  np.testing.assert_array_equal(params['params']['unembed_table'], table[None])
+  found = jax.tree.map(lambda x: x[0], params['params']['unembed_table'])
+  jax.tree.map(np.testing.assert_array_equal, found, jax.jit(Int8().encode)(table.T))
   assert losses(tmp_path / 'run')[20] < losses(tmp_path / 'run')[1]
+
+
+def test_heads_of_a_rounded_model(base, tmp_path, capfd):
+  """They are trained on its hidden states, and it writes with them what it writes without."""
+  workdir = tmp_path / 'run'
+  run = flags(base, workdir, '--config.quantization=int4(group=16)', '--config.num_steps=40')
+  assert call(capfd, 'medusa', *run).code == 0
+  write = [f'--model={base}', '--quantization=int4(group=16)', f'--prompt={TEXT[:40]}', '--temperature=0']
+  write.append('--max_new_tokens=24')
+  plain, guessed = call(capfd, 'generate', *write), call(capfd, 'generate', *write, f'--medusa={workdir}')
+  assert (guessed.code, guessed.out) == (0, plain.out) and plain.code == 0, guessed.err
+  assert float(guessed.err[1:].partition(' tokens a step')[0]) > 1.5
 
 
 def test_a_model_learns_along_with_its_heads(base, tmp_path, capfd):
@@ -155,6 +173,7 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
     '--config.generate.rows=10',
     '--config.num_steps=2',
     '--config.num_heads=1',
+    "--config.generate.requests=('{}', 'Say {}')",
   ]
   workdir = tmp_path / 'run'
   run = [f'--config={MEDUSA}', f'--config.base={other}', source, f'--workdir={workdir}', *how]
@@ -172,6 +191,8 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
   assert pairs[6]['answer'] == expected.tokens.tolist()
   begin = trained.decode(pairs[6]['prompt'])
   assert begin.startswith('<s>') if prompts == 'text' else '<|im_start|>user\n' in begin
+  said = ['user\nSay ' in trained.decode(pair['prompt']) for pair in pairs]
+  assert said == [prompts == 'chat' and i % 2 == 1 for i in range(10)]
   if prompts == 'chat':
     talk = functools.partial(call, capfd, 'chat', f'--model={other}', '--temperature=0', '--max_new_tokens=6')
     plain, ended = talk(stdin='the cat\nand\n'), talk(f'--medusa={workdir}', stdin='the cat\nand\n')
@@ -195,8 +216,14 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
     (['--config.num_heads=0'], 'config.num_heads = 0 must be at least 1'),
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
+    (['--config.quantization=int9'], "config.quantization = 'int9'"),
+    (['--config.quantization=int8', '--config.joint.weight=0.2'], 'config.quantization is of a model that stays'),
     (['--config.generate.rows=4', '--config.generate.prompts=txt'], "did you mean 'text'?"),
     (['--config.generate.rows=4', '--config.generate.prompts=chat'], 'has no chat template'),
+    (
+      ['--config.generate.rows=4', '--config.generate.prompts=chat', "--config.generate.requests=('{}', 'Why')"],
+      "config.generate.requests: 'Why' must have {} once",
+    ),
     (['--config.tree.num_nodes=0'], 'config.tree.num_nodes = 0 must be at least 1'),
     (['--config.joint.weight=-1.0'], 'config.joint.weight = -1.0 must not be negative'),
     (['--config.joint.lora=lora(0)'], 'config.joint.lora'),
