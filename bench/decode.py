@@ -3,9 +3,9 @@
   python bench/decode.py [--quick] [--medusa DIR] [--per_kind 4] [--rounds 3]
 
 Each contestant is a process of its own that loads the same weights (asset:smollm2 in float32), compiles, warms up and
-waits; the rounds go through them in turn, and medians count. All write greedily, `new_tokens` tokens after each prompt
-whatever stands in them; reading the prompt is in the time. The prompts are the 64 of bench/prompts.py, of four kinds,
-asked by the chat template; a batch holds prompts of one kind.
+waits; the rounds go through them in turn, and medians count. All write greedily, `new_tokens` tokens after each prompt,
+answers that end earlier gone on from; reading the prompt is in the time. The prompts are the 64 of bench/prompts.py, of
+four kinds, asked by the chat template; a batch holds prompts of one kind.
 
 `share` is of the memory bandwidth, which is measured in the same run by summing a large array: the bytes of all
 parameters, once for each step of the model, over time. llama.cpp is measured where llama-cpp-python is installed: it is
@@ -13,9 +13,10 @@ no requirement of this project, as it is built from source. Needs torch and tran
 experiments.medusa left.
 
 The second table has our own speculation by kind of prompt and batch size, over plain greedy decoding of the same model
-in the same process: tokens a step, the acceptance rate alpha, the speed-up measured, and the one predicted by
-(1 - alpha^(g + 1)) / ((1 - alpha) (g c + 1)), where c is what a draft's token costs over one of the model's (Leviathan
-et al. 2023, theorem 3.8; it takes reading g + 1 tokens to cost what reading one does).
+in the same process, of answers that end where they do, at `table_tokens` tokens at the latest: tokens a step, the
+acceptance rate alpha, the speed-up measured, and the one predicted by (1 - alpha^(g + 1)) / ((1 - alpha) (g c + 1)),
+where c is what a draft's token costs over one of the model's (Leviathan et al. 2023, theorem 3.8; it takes reading g +
+1 tokens to cost what reading one does).
 """
 
 import argparse
@@ -58,7 +59,7 @@ def ours(folder, quantization=None):
       trained.model, trained.params, prompts, max_new_tokens=number, sampling=Sampling(temperature=0),
       stride=number, **how,
     )  # fmt: skip
-    assert all(len(completion.tokens) == number for completion in found)
+    assert 'stop_ids' in how or all(len(completion.tokens) == number for completion in found)
     return found
 
   write.trained = trained
@@ -78,6 +79,8 @@ def transformers(folder, compiled=False):
 
   def write(prompts, number):
     length = max(map(len, prompts))
+    if compiled:  # anew for each length
+      length += -length % 64
     ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = model.generate(
@@ -217,19 +220,23 @@ def drafts_of(write, options):
 
 def speculate(write, prompts, options):
   """A line for each draft, batch size and kind of prompt."""
+  from gpt_jax.decoding.steps import bucket
+
   drafts, lines = drafts_of(write, options), []
-  contenders = {'': {}} | {name: {'draft': draft} for name, (draft, _) in drafts.items()}
+  ending = {'stop_ids': write.trained.tokenizer.conventions.ends}
+  contenders = {'': ending} | {name: {'draft': draft, **ending} for name, (draft, _) in drafts.items()}
   for size in options.batches:
     for kind in options.kinds:
       work = batches(prompts[kind][: options.table_per_kind], size)
       results = {name: [] for name in contenders}
       seconds = dict.fromkeys(contenders, 0.0)
-      for how in contenders.values():
-        write(work[0], options.new_tokens, **how)  # compiles
+      for batch in {bucket(max(map(len, batch))): batch for batch in work}.values():
+        for how in contenders.values():
+          write(batch, options.table_tokens, **how)  # compiles
       for batch in work:
         for name, how in contenders.items():
           start = time.perf_counter()
-          results[name] += write(batch, options.new_tokens, **how)
+          results[name] += write(batch, options.table_tokens, **how)
           seconds[name] += time.perf_counter() - start
       for name, (draft, cost) in drafts.items():
         steps, tried, kept = (sum(getattr(r, field) for r in results[name]) for field in ('steps', 'tried', 'kept'))
@@ -240,7 +247,7 @@ def speculate(write, prompts, options):
           'draft': name,
           'kind': kind,
           'batch': size,
-          'tokens_per_step': round((options.new_tokens - 1) * len(results[name]) / steps, 2),
+          'tokens_per_step': round(sum(len(r.tokens) - 1 for r in results[name]) / steps, 2),
           'alpha': round(alpha, 3),
           'predicted': round(most / (gamma * cost + 1), 2),
           'speedup': round(seconds[''] / seconds[name], 2),
@@ -260,6 +267,7 @@ def main():
   parser.add_argument('--per_kind', type=int, help='prompts of each kind, one at a time, for the comparison with peers')
   parser.add_argument('--table_per_kind', type=int, help='prompts of each kind for the table of drafts')
   parser.add_argument('--new_tokens', type=int)
+  parser.add_argument('--table_tokens', type=int)
   parser.add_argument('--rounds', type=int)
   parser.add_argument('--peers', nargs='*', choices=PEERS)
   parser.add_argument('--batches', nargs='*', type=int, help='of the table of drafts')
@@ -273,10 +281,11 @@ def main():
   quick = options.quick
   options.rounds = options.rounds or (1 if quick else 3)
   options.new_tokens = options.new_tokens or (16 if quick else 48)
+  options.table_tokens = options.table_tokens or (16 if quick else 96)
   options.per_kind = options.per_kind or (1 if quick else 2)
   options.table_per_kind = options.table_per_kind or (2 if quick else 16)
   options.batches = TABLE_BATCHES if options.batches is None and not quick else options.batches or (1,)
-  options.kinds = ('question', 'copy') if quick else tuple(PROMPTS)
+  options.kinds = ('question', 'edit') if quick else tuple(PROMPTS)
   peers = PEERS if options.peers is None else options.peers
   peers = [name for name in peers if not (quick and name == 'transformers_compiled')]
 

@@ -21,21 +21,28 @@ OPENINGS = (
   'She had never seen the sea until', 'Mountains form when', 'The clock in the hall',
 )  # fmt: skip
 PASSAGES = (
-  'The meeting on Tuesday has been moved to the large room on the second floor, and lunch will be served at noon.',
-  'Anna bought three apples, two lemons and a loaf of bread, and paid with the coins that she had found at home.',
-  'To reset the device, hold the button for ten seconds, wait until the light turns green, and then let it go.',
-  'Our train leaves from platform nine at a quarter past eight and arrives in Vienna shortly before midnight.',
+  'The meeting on Tuesday has been moved to the large room on the second floor, and lunch will be served at noon in '
+  'the garden. Please bring your own chair, as the old ones were sold last week, and tell Mr. Howard whether you '
+  'eat fish. The minutes of the last meeting are on the table near the door.',
+  'Anna bought three apples, two lemons and a loaf of bread, and paid with the coins that she had found at home. On '
+  'the way back she met her brother, who carried a ladder and two buckets of white paint. They sat down under the '
+  'chestnut tree, ate the apples, and talked about the house until it was dark.',
+  'To reset the device, hold the button on its back for ten seconds, wait until the light turns green, and then let '
+  'it go. If the light stays red, take the battery out, clean the contacts with a dry cloth, and try again. Never '
+  'put the device in water, and keep it away from small children and from animals.',
+  'Our train leaves from platform nine at a quarter past eight and arrives in Vienna shortly before midnight. There '
+  'is no dining car, so we shall take bread, cheese and a bottle of cider with us. The hotel is ten minutes from '
+  'the station on foot, and the night porter knows that we come late.',
 )
-LISTS = ('the twelve months', 'the seven days of the week', 'the numbers from 1 to 20', 'the letters of the alphabet')
+ORDERS = (
+  'Repeat this text word for word:', 'Correct the spelling of this text:', 'Rewrite this text in the past tense:',
+  'Make this text a little more polite:',
+)  # fmt: skip
 
 PROMPTS = {
   'question': [question for question in QUESTIONS],
   'code': [f'Write a Python function that {task}.' for task in TASKS],
   'prose': [f'Continue this story or text: {opening}' for opening in OPENINGS],
-  'copy': [
-    f'{order} {text}'
-    for order in ("Repeat word for word:", "Say twice, changing nothing:", "Correct the spelling:")
-    for text in PASSAGES
-  ] + [f'Write {what}, one on each line.' for what in LISTS],
+  'edit': [f'{order}\n\n{passage}' for order in ORDERS for passage in PASSAGES],
 }  # fmt: skip
 """Each is asked by the chat template of a model."""
