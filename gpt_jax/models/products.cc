@@ -12,7 +12,7 @@
 #include <thread>
 #include <type_traits>
 #include <vector>
-#ifdef __AVX2__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -25,8 +25,13 @@ namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
 using Bytes = ffi::Buffer<ffi::S8>;
 
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
 constexpr int kLanes = 8;
+#endif
 constexpr int kRows = 8;  // that share what is in registers
+constexpr int kFew = 32;   // the most rows, as in products.py
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 
@@ -39,7 +44,9 @@ inline Lanes load(const float* from) {
 inline void store(float* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
 inline Integers widened(const int8_t* from) {
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
   return (Integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 #else
   Integers lanes;
@@ -50,10 +57,26 @@ inline Integers widened(const int8_t* from) {
 
 inline Lanes floats(Integers lanes) { return __builtin_convertvector(lanes, Lanes); }
 
+template <int N>
+inline float sum_of(const float* lanes) {
+  if constexpr (N == 1) {
+    return lanes[0];
+  } else {
+    typedef float Half __attribute__((vector_size(2 * N)));
+    Half low, high;
+    std::memcpy(&low, lanes, sizeof low);
+    std::memcpy(&high, lanes + N / 2, sizeof high);
+    low += high;
+    float both[N / 2];
+    std::memcpy(both, &low, sizeof low);
+    return sum_of<N / 2>(both);
+  }
+}
+
 inline float sum(Lanes lanes) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += lanes[i];
-  return total;
+  float each[kLanes];
+  store(each, lanes);
+  return sum_of<kLanes>(each);
 }
 
 // Kernels that lie output by output. Of an output's group of inputs, a stored number holds `kParts`: the j-th of each
@@ -116,7 +139,7 @@ inline void outputs_of(const float* x, const Kernel& kernel, int64_t inputs, int
       Lanes weights[O][P];
 #pragma GCC unroll 8
       for (int o = 0; o < O; ++o) {
-        __builtin_prefetch(kernel.stored + at + (o + O) * (inputs / P) + i);
+        __builtin_prefetch(kernel.stored + at + (o + 2 * O) * (inputs / P) + i);
         kernel.lanes(at + o * (inputs / P) + i, weights[o]);
       }
 #pragma GCC unroll 8
@@ -144,42 +167,46 @@ inline void outputs_of(const float* x, const Kernel& kernel, int64_t inputs, int
     for (int o = 0; o < O; ++o) y[r * width + output + o] = sum(sums[r][o]) + rests[r][o];
 }
 
-// y [R, columns] += x [R, inputs] W [inputs, columns], where rows of x, W and y are so many numbers apart.
+constexpr int kColumns = 2 * kLanes;  // of a block
+typedef float Block[kRows][kColumns];
+
+// blocks [R, columns] += x [R, inputs] W [inputs, columns], where rows of x and W are so many numbers apart.
 template <int R>
-void add_product(const float* x, int64_t x_width, const float* w, int64_t width, float* y, int64_t inputs,
+void add_product(const float* x, int64_t x_width, const float* w, int64_t width, Block* blocks, int64_t inputs,
                  int64_t columns) {
-  constexpr int kInputs = 4;
+  constexpr int kInputs = kLanes / 2;  // whose weights of a block there are registers for
   int64_t i = 0;
   for (; i + kInputs <= inputs; i += kInputs, w += kInputs * width) {
     int64_t c = 0;
-    for (; c + 2 * kLanes <= columns; c += 2 * kLanes) {
+    for (Block* block = blocks; c + kColumns <= columns; c += kColumns, ++block) {
       Lanes weights[kInputs][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < kInputs; ++j) {
-        __builtin_prefetch(w + (j + kInputs) * width + c);
+        for (int l = 0; l < kColumns; l += 16) __builtin_prefetch(w + (j + 2 * kInputs) * width + c + l);
         weights[j][0] = load(w + j * width + c);
         weights[j][1] = load(w + j * width + c + kLanes);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        Lanes left = load(y + r * width + c), right = load(y + r * width + c + kLanes);
-#pragma GCC unroll 4
+        Lanes left = load((*block)[r]), right = load((*block)[r] + kLanes);
+#pragma GCC unroll 8
         for (int j = 0; j < kInputs; ++j) {
           const float number = x[r * x_width + i + j];
           left += number * weights[j][0];
           right += number * weights[j][1];
         }
-        store(y + r * width + c, left);
-        store(y + r * width + c + kLanes, right);
+        store((*block)[r], left);
+        store((*block)[r] + kLanes, right);
       }
     }
     for (; c < columns; ++c)
       for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kInputs; ++j) y[r * width + c] += x[r * x_width + i + j] * w[j * width + c];
+        for (int j = 0; j < kInputs; ++j)
+          blocks[c / kColumns][r][c % kColumns] += x[r * x_width + i + j] * w[j * width + c];
   }
   for (; i < inputs; ++i, w += width)
     for (int64_t c = 0; c < columns; ++c)
-      for (int r = 0; r < R; ++r) y[r * width + c] += x[r * x_width + i] * w[c];
+      for (int r = 0; r < R; ++r) blocks[c / kColumns][r][c % kColumns] += x[r * x_width + i] * w[c];
 }
 
 // Calls run(integral_constant<R>) for R = rows, of 1 to kRows.
@@ -231,7 +258,7 @@ ffi::Error product(ffi::ThreadPool& pool, const Floats& x, const Kernel& kernel,
       for (int64_t r = 0; r < rows; r += kRows)
         with_rows(std::min<int64_t>(kRows, rows - r), [&](auto count) {
           constexpr int R = decltype(count)::value;
-          constexpr int O = R > 4 ? 1 : R > 1 ? 2 : 4;
+          constexpr int O = R > 4 ? kLanes / 8 : R > 1 ? 2 : 4;  // as many sums as there are registers for
           const int64_t end = std::min(last, begin + step);
           int64_t o = begin;
           for (; o + O <= end; o += O) outputs_of<R, O>(from + r * inputs, kernel, inputs, o, y + r * outputs, outputs);
@@ -253,17 +280,24 @@ ffi::Error ByInput(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Result<Fl
     const int64_t first = number / 2 * part, last = std::min(outputs, first + part);
     const int64_t top = number % 2 ? inputs / 2 : 0, bottom = number % 2 ? inputs : inputs / 2;
     float* to = number % 2 ? second : y;
-    // A tile of the sums, and for many rows one of the kernel, stay in the cache.
-    const int64_t wide = std::max<int64_t>(1024, 4096 / rows), high = rows > kRows ? 128 : inputs;
+    // Sums of a tile stay in the cache, one after the other; for many rows a tile of the kernel does, too.
+    constexpr int64_t kBlocks = 64;
+    const int64_t groups = (rows + kRows - 1) / kRows, tile = std::min(kBlocks / groups, std::max(kBlocks / 4, 128 / rows));
+    const int64_t wide = tile * kColumns, high = rows > kRows ? 128 : inputs;
+    alignas(64) Block sums[kBlocks];
     for (int64_t c = first; c < last; c += wide) {
       const int64_t columns = std::min(wide, last - c);
-      for (int64_t r = 0; r < rows; ++r) std::memset(to + r * outputs + c, 0, columns * sizeof(float));
+      std::memset(sums, 0, groups * tile * sizeof(Block));
       for (int64_t i = top; i < bottom; i += high)
         for (int64_t r = 0; r < rows; r += kRows)
           with_rows(std::min<int64_t>(kRows, rows - r), [&](auto count) {
             add_product<decltype(count)::value>(from + r * inputs + i, inputs, w + i * outputs + c, outputs,
-                                                to + r * outputs + c, std::min(high, bottom - i), columns);
+                                                sums + r / kRows * tile, std::min(high, bottom - i), columns);
           });
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < columns; k += kColumns)
+          std::memcpy(to + r * outputs + c + k, sums[r / kRows * tile + k / kColumns][r % kRows],
+                      std::min<int64_t>(kColumns, columns - k) * sizeof(float));
     }
   });
   for (int64_t i = 0; i < rows * outputs; ++i) y[i] += second[i];
