@@ -1,4 +1,4 @@
-"""Medusa's heads as a run of experiments.medusa leaves them."""
+"""Heads as runs leave them: Medusa's, and those of reward models."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from experiments import language
 from gpt_jax.decoding.tree import Tree, from_json
-from gpt_jax.models.heads import Medusa, quantized_medusa
+from gpt_jax.models.heads import Medusa, RewardModel, quantized_medusa
+from gpt_jax.models.parts import from_config
 from gpt_jax.models.quantization import Int8
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.checkpoints import restore_params
@@ -25,6 +26,41 @@ def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
   return Medusa(dataclasses.replace(base.evaluated(), dtype=config['dtype']), config['num_heads'], config['shared'])
 
 
+REWARD_FILE = 'reward.json'
+"""In the folder of a finished run of experiments.reward: its model, and what is added to its rewards."""
+
+
+def load_reward(workdir: str) -> tuple[RewardModel, Params]:
+  """The reward model of a run, by which the best responses of its rankings have reward 0 on average.
+
+  Raises:
+    UserError: it is not the folder of such a run, or the run is not finished.
+  """
+  folder = pathlib.Path(workdir)
+  if not (folder / REWARD_FILE).exists():
+    raise UserError(f'{workdir} has no {REWARD_FILE}: name a finished run of experiments.reward')
+  said = read_json(folder / REWARD_FILE)
+  model = RewardModel(from_config(said['model']).evaluated())
+  params = restore_params(folder, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+  inner = params['params']
+  return model, jax.device_put({'params': {**inner, 'reward_bias': inner['reward_bias'] + said['offset']}})
+
+
+def heads_config(workdir: str) -> Mapping[str, Any]:
+  """The config of a run that left Medusa's heads.
+
+  Raises:
+    UserError: it is not the folder of such a run.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir} is not the folder of a run: it has no config.json')
+  config = read_json(path).get('config', {})
+  if 'num_heads' not in config:
+    raise UserError(f'{workdir} is not a run of experiments.medusa')
+  return config
+
+
 def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Medusa, Params, Tree]:
   """The heads of a run, their parameters, and the tree grown from what they guess right.
 
@@ -37,12 +73,7 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Me
   Raises:
     UserError: it is not the folder of such a run, the run is not finished, or its heads are of another model.
   """
-  folder = pathlib.Path(workdir)
-  if not (folder / 'config.json').exists():
-    raise UserError(f'{workdir} is not the folder of a run: it has no config.json')
-  config = read_json(folder / 'config.json').get('config', {})
-  if 'num_heads' not in config:
-    raise UserError(f'{workdir} is not a run of experiments.medusa')
+  folder, config = pathlib.Path(workdir), heads_config(workdir)
   if not (folder / 'tree.json').exists():
     raise UserError(f'{workdir} has no tree.json: let the run that trains the heads end first')
   if base is None:

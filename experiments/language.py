@@ -187,6 +187,11 @@ class Weights:
   lora: Lora | None = None
   """What the run has beside the kernels."""
 
+  @property
+  def begin(self) -> tuple[int, ...]:
+    """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
+    return self.tokenizer.conventions.begin if self.run is None else ()
+
   def changed(self, fields: Mapping[str, Any]) -> TransformerConfig:
     """The model with fields of config.model replaced, where they are not None; its family is not asked.
 
@@ -241,8 +246,9 @@ def weights(name: str) -> Weights:
     return Weights(name, found.config, tokenizers.read(found.files, name), found.context, None, found)
   tokenizer, config = tokenizer_of(name), read_json(folder / 'config.json')['config']
   written = folder / MODEL_FILE
-  if not written.exists() and 'model' not in config:
-    raise UserError(f'{name} is a run that left heads alone: give it as --medusa, and {config.get("base")} as --model')
+  if not written.exists() and 'family' not in config.get('model', {}):
+    other = f'give it as --medusa, and {config["base"]} as --model' if 'base' in config else 'it is no language model'
+    raise UserError(f'{name} is a run that left heads alone: {other}')
   made = from_config(read_json(written)) if written.exists() else model_config(config, tokenizer)
   context = made.positions.length if made.positions is not None else None
   # What learned along with its heads is read and begins as the model that it comes from.

@@ -38,6 +38,8 @@ RULES: Rules = (
   (r'mlp/down/kernel$', P('tensor', 'fsdp')),  # [F, D]
   (r'head/kernel$', P('fsdp', 'tensor')),  # [D, V]
   (r'head/bias$', P('tensor')),  # [V]
+  (r'reward_kernel$', P('fsdp')),  # [D]
+  (r'reward_bias$', P()),
   (r'residual_kernel$', P(None, 'fsdp', 'tensor')),  # [M, D, D], of Medusa's heads
   (r'residual_bias$', P(None, 'tensor')),  # [M, D]
   (r'unembed_table$', P(None, 'tensor', 'fsdp')),  # [M, V, D]

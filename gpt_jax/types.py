@@ -15,6 +15,7 @@ Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
 """A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional).
 
+Of rankings: tokens and layout [B, K, T], of K responses to one prompt; weights and scores [B, K].
 Of frozen models, what they say to the inputs, which are all tokens but the last: hidden [B, T - 1, D]; teacher_tokens
 and teacher_logprobs [B, T - 1, k].
 """

@@ -8,7 +8,9 @@ import json
 import pathlib
 import sys
 import sysconfig
+import tarfile
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from gpt_jax import cache
@@ -106,11 +108,49 @@ class PythonStdlib(Corpus):
         continue
 
 
+VADER_FILES = {
+  'film': 'movieReviewSnippets', 'product': 'amazonReviewSnippets', 'editorial': 'nytEditorialSnippets',
+  'tweet': 'tweets',
+}  # fmt: skip
+
+
+class Vader(Corpus):
+  """Snippets of film and product reviews, editorials and tweets, with the mean of some twenty people's ratings of how
+  negative (-4) or positive (4) each is (Hutto and Gilbert 2014).
+
+  A text that comes twice is taken once.
+  """
+
+  def _info(self):
+    text = tfds.features.Text()
+    features = tfds.features.FeaturesDict({'name': text, 'text': text, 'kind': text, 'rating': np.float32})
+    return tfds.core.DatasetInfo(builder=self, description=type(self).__doc__, features=features)
+
+  def held_out(self, name):
+    return hashlib.sha256(name.encode()).digest()[0] < 256 / 10
+
+  def _generate_examples(self, held_out):
+    (path,) = assets.asset('vader').rglob('hutto_ICWSM_2014.tar.gz')
+    known = set()
+    with tarfile.open(path) as archive:
+      for kind, stem in VADER_FILES.items():
+        file = archive.extractfile(f'hutto_ICWSM_2014/{stem}_GroundTruth.txt')
+        assert file is not None, 'a file, as the archive is checked'
+        for line in file.read().decode('utf-8-sig').splitlines():
+          _, rating, text = line.split('\t', 2)
+          text = ' '.join(text.split())
+          name = hashlib.sha256(text.lower().encode()).hexdigest()[:16]
+          if name not in known and self.held_out(name) == held_out:
+            yield name, {'name': name, 'text': text, 'kind': kind, 'rating': float(rating)}
+          known.add(name)
+
+
 CORPORA = {
   'shakespeare': Shakespeare,
   'gutenberg': Gutenberg,
   'chitchat': Chitchat,
   'python_stdlib': PythonStdlib,
+  'vader': Vader,
 }
 
 

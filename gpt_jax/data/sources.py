@@ -1,6 +1,7 @@
 """Documents by name: our corpora, files, TFDS and the Hugging Face hub."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -46,6 +47,17 @@ def documents(spec: str, split: str = 'train', held_out: float | int = 0.1) -> D
     held_out: where the source has no validation or test split of its own, the last part that is held out: of the
       characters of files (the last document may be cut), of the documents of TFDS and the hub. 0 holds nothing out.
   """
+  kind, name = _checked(spec, split, held_out)
+  if kind == 'file':
+    return _file(spec, name, split, held_out)
+  if kind == 'hf':
+    return _hub(spec, name, split, held_out)
+  examples, builder, part = _built(spec, kind, name, split, held_out)
+  return _from_builder(spec, split, examples, builder, part)
+
+
+def _checked(spec: str, split: str, held_out: float | int) -> tuple[str, str]:
+  """Kind and name of a source."""
   kind, _, name = spec.partition(':')
   if kind not in KINDS or not name:
     raise UserError(f'source {spec!r} is none of file:PATH, asset:NAME, tfds:NAME, hf:NAME; {nearest(kind, KINDS)}')
@@ -53,13 +65,34 @@ def documents(spec: str, split: str = 'train', held_out: float | int = 0.1) -> D
     raise UserError(f'source {spec!r}: split {split!r} is not one of {", ".join(SPLITS)}')
   if not 0 <= held_out < 1:
     raise UserError(f'source {spec!r}: held_out is {held_out}, expected a fraction from 0 up to 1')
-  return {'asset': _asset, 'file': _file, 'tfds': _tfds, 'hf': _hub}[kind](spec, name, split, held_out)
+  return kind, name
+
+
+Record = tuple[str, Mapping[str, Any]]
+"""Where it stands, for messages, and what it says."""
+
+
+def records(spec: str, split: str = 'train', held_out: float | int = 0.1) -> list[Record]:
+  """What a source says besides text: answers, preferences, ratings; the names of sources are those of `documents`.
+
+  Files are of JSON lines, an object a line, of which the last part is held out.
+  """
+  kind, name = _checked(spec, split, held_out)
+  if kind == 'file':
+    found = [(place, record) for path in _paths(spec, name) for place, record in _objects(path)]
+    cut = round(len(found) * (1 - held_out))
+    return found[:cut] if split == 'train' else found[cut:]
+  if kind == 'hf':
+    examples: Any = _hub_examples(spec, name, split, held_out)[0]
+  else:
+    examples = _built(spec, kind, name, split, held_out)[0]
+  return [(f'{spec}, {split} record {number}', _plain(record)) for number, record in enumerate(examples)]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _file(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+def _paths(spec: str, name: str) -> list[pathlib.Path]:
   path = pathlib.Path(name).expanduser()
   if path.is_dir():
     endings = ('.txt', '.jsonl', '.txt.gz', '.jsonl.gz')
@@ -70,6 +103,11 @@ def _file(spec: str, name: str, split: str, held_out: float | int) -> Documents:
     paths = [path]
   if not paths or not all(file.is_file() for file in paths):
     raise UserError(f'source {spec!r}: there is no such file, or no text in that folder')
+  return paths
+
+
+def _file(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  paths = _paths(spec, name)
   stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in paths]
   read = functools.partial(_part, paths, split, held_out)
   return Documents(f'{spec} ({split})', json.dumps([stats, split, held_out]), read)
@@ -92,30 +130,43 @@ def _part(paths: list[pathlib.Path], split: str, held_out: float | int) -> Itera
 
 
 def _texts(path: pathlib.Path) -> Iterator[str]:
-  compressed = path.suffix == '.gz'
+  if path.name.removesuffix('.gz').endswith('.jsonl'):
+    for place, record in _objects(path):
+      if not isinstance(text := record.get('text'), str):
+        raise UserError(f'{place}: expected an object with a string "text"')
+      yield text
+    return
+  with _opened(path) as file:
+    yield file.read().decode('utf-8', 'surrogateescape')
+
+
+def _objects(path: pathlib.Path) -> Iterator[Record]:
+  """Of JSON lines."""
+  with _opened(path) as file:
+    for number, line in enumerate(file, 1):
+      if line.strip():
+        yield f'{path}, line {number}', _object(line, f'{path}, line {number}')
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
   try:
-    with gzip.open(path) if compressed else path.open('rb') as file:
-      if not path.name.removesuffix('.gz').endswith('.jsonl'):
-        yield file.read().decode('utf-8', 'surrogateescape')
-        return
-      for number, line in enumerate(file, 1):
-        if line.strip():
-          yield _field(line, f'{path}, line {number}')
+    with gzip.open(path) if path.suffix == '.gz' else path.open('rb') as file:
+      yield file
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(f'{path}: broken gzip ({error}); fetch or compress it again') from error
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from error
 
 
-def _field(line: bytes, place: str) -> str:
+def _object(line: bytes, place: str) -> Mapping[str, Any]:
   try:
     record = json.loads(line)
   except ValueError as error:
     raise UserError(f'{place}: not JSON ({error})') from error
-  text = record.get('text') if isinstance(record, dict) else None
-  if not isinstance(text, str):
-    raise UserError(f'{place}: expected an object with a string "text"')
-  return text
+  if not isinstance(record, dict):
+    raise UserError(f'{place}: expected an object with named fields, such as a string "text"')
+  return record
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
@@ -138,15 +189,31 @@ def _text_field(fields: dict[str, bool], spec: str) -> str:
   raise UserError(f'source {spec!r}: expected a field "text", or one text field; found {", ".join(fields) or "none"}')
 
 
-def _asset(spec: str, name: str, split: str, held_out: float | int) -> Documents:
-  del held_out  # corpora have splits of their own
-  from gpt_jax.data import corpora  # TFDS takes a second to import
+def _plain(value: Any) -> Any:
+  """Strings and lists, of what TFDS gives as bytes and arrays."""
+  if isinstance(value, Mapping):
+    return {name: _plain(inner) for name, inner in value.items()}
+  if isinstance(value, bytes):
+    return value.decode('utf-8', 'surrogateescape')
+  if hasattr(value, 'tolist'):
+    return _plain(value.tolist())
+  return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
-  choose('source asset', name, corpora.CORPORA)
-  return _from_builder(spec, corpora.corpus(name), split, split)
+
+def _built(spec: str, kind: str, name: str, split: str, held_out: float | int) -> tuple[Any, Any, str]:
+  """Examples of one of our corpora or of TFDS, what built them, and the part of it that they are."""
+  if kind == 'asset':
+    from gpt_jax.data import corpora  # TFDS takes a second to import
+
+    choose('source asset', name, corpora.CORPORA)
+    builder, part = corpora.corpus(name), split  # they have splits of their own
+  else:
+    builder = _tfds(spec, name)
+    part = _part_of(builder.info.splits, split, held_out)
+  return builder.as_data_source(split=part), builder, part
 
 
-def _tfds(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+def _tfds(spec: str, name: str) -> Any:
   import tensorflow_datasets as tfds
 
   try:
@@ -158,20 +225,20 @@ def _tfds(spec: str, name: str, split: str, held_out: float | int) -> Documents:
   except Exception as error:  # a builder may fail in any way: no network, a missing package
     said = next(iter(str(error).splitlines()), type(error).__name__)
     raise UserError(f'source {spec!r}: TFDS could not prepare it ({said})') from error
-  return _from_builder(spec, builder, split, _part_of(builder.info.splits, split, held_out))
+  return builder
 
 
-def _from_builder(spec: str, builder: Any, split: str, part: str) -> Documents:
+def _from_builder(spec: str, split: str, examples: Any, builder: Any, part: str) -> Documents:
   import tensorflow_datasets as tfds
 
   field = _text_field({key: isinstance(kind, tfds.features.Text) for key, kind in builder.info.features.items()}, spec)
-  examples = builder.as_data_source(split=part)
   identity = json.dumps([builder.info.full_name, part, len(examples), builder.info.dataset_size])
   read = lambda: (example[field].decode('utf-8', 'surrogateescape') for example in examples)
   return Documents(f'{spec} ({split})', identity, read)
 
 
-def _hub(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+def _hub_examples(spec: str, name: str, split: str, held_out: float | int) -> tuple[Any, str]:
+  """Of a data set of the hub, and the part of it that they are."""
   try:
     import datasets
   except ImportError as error:
@@ -180,10 +247,14 @@ def _hub(spec: str, name: str, split: str, held_out: float | int) -> Documents:
   try:
     available = datasets.get_dataset_split_names(path, config or None)
     part = _part_of(available, split, held_out)
-    examples = datasets.load_dataset(path, config or None, split=part)
+    return datasets.load_dataset(path, config or None, split=part), part
   except Exception as error:  # no network, no such data set, a config to choose: the library says which
     said = next(iter(str(error).splitlines()), type(error).__name__)
     raise UserError(f'source {spec!r}: could not be loaded ({said})') from error
+
+
+def _hub(spec: str, name: str, split: str, held_out: float | int) -> Documents:
+  examples, part = _hub_examples(spec, name, split, held_out)
   field = _text_field({key: getattr(kind, 'dtype', '') == 'string' for key, kind in examples.features.items()}, spec)
   identity = json.dumps([name, part, examples._fingerprint])
   return Documents(f'{spec} ({split})', identity, lambda: (example[field] for example in examples))

@@ -107,6 +107,15 @@ def curves(runs: Curves) -> Figure:
   return figure
 
 
+def calibration(table: pd.DataFrame) -> Figure:
+  """How often what was predicted came true, by bins of the prediction: dots as large as their `share` of it."""
+  figure, axes = blank('predicted probability of being preferred', 'how often it was')
+  axes.plot([0, 1], [0, 1], '--', color='black', linewidth=1)
+  axes.plot(table['predicted'], table['observed'], color='C0', linewidth=1)
+  axes.scatter(table['predicted'], table['observed'], s=10 + 600 * table['share'], color='C0')
+  return figure
+
+
 def _legend(figure: Figure, axes: Axes) -> None:
   """Beside the axes, where it hides nothing."""
   handles, labels = axes.get_legend_handles_labels()

@@ -25,6 +25,11 @@ def training_flops(config: TransformerConfig, length: int) -> float:
   return float(6 * matmul_parameters(config) + 12 * config.num_heads * config.head_width * keys)
 
 
+def reward_flops(config: TransformerConfig, length: int) -> float:
+  """FLOPs a token of training a reward model: those of a language model but for its unembedding."""
+  return training_flops(config, length) - 6 * config.vocab_size * config.model_dim
+
+
 def medusa_flops(medusa: Medusa, length: int, joint: bool = False) -> float:
   """FLOPs a token of training Medusa's heads: the frozen model's hidden states, and forward and backward of the heads.
 

@@ -61,6 +61,34 @@ class LanguageModel(nn.Module):
     return hidden, Unembedding(table, self.config.logit_softcap), cache
 
 
+class RewardModel(nn.Module):
+  """A number for a text, of the hidden state of its last token (Ouyang et al. 2022, section 3.5).
+
+  The head begins as N(0, 1 / (D + 1)) and no bias (Stiennon et al. 2020: deviation 1 / sqrt(D + 1)).
+  """
+
+  config: TransformerConfig
+
+  def setup(self) -> None:
+    self.transformer = Transformer(self.config)
+    width = self.config.model_dim
+    self.kernel = self.param('reward_kernel', nn.initializers.normal((width + 1) ** -0.5), (width,))
+    self.bias = self.param('reward_bias', nn.initializers.zeros, ())
+
+  def __call__(self, tokens: Int[Array, 'B T'], layout: Layout | None = None) -> Float[Array, 'B']:
+    """Rewards in float32. A layout says by segment 0 where there is padding, behind the text; None: nowhere."""
+    hidden, _ = self.transformer(tokens, layout)
+    length = tokens.shape[1] if layout is None else jnp.sum(layout.segment > 0, axis=1)
+    last = jnp.broadcast_to(jnp.maximum(length - 1, 0), tokens.shape[:1])
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+    return jnp.sum(hidden * self.kernel, axis=-1) + self.bias
+
+
+def reward_params(params: Params, drawn: Params) -> Params:
+  """A reward model that begins as a language model does: its Transformer, and the head of parameters `drawn` anew."""
+  return {'params': {**drawn['params'], 'transformer': params['params']['transformer']}}
+
+
 class Medusa(nn.Module):
   """Heads that guess ahead: head k = 1 .. M the token k places behind the next (Cai et al. 2024, section 2.1.1).
 

@@ -107,7 +107,7 @@ def from_config(model: Mapping[str, Any], start: TransformerConfig | None = None
     UserError: an unknown family, field or part, or numbers that do not fit.
   """
   fields = {name: value for name, value in model.items() if value is not None}
-  family = fields.pop('family')
+  family = fields.pop('family', None)
   replaced = choose('config.model.family', family, FAMILIES) if start is None else start
   known = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
   for name, value in fields.items():

@@ -40,10 +40,14 @@ def plot(workdir: str | pathlib.Path, lines: Lines) -> None:
     if axes.get_legend_handles_labels()[0]:
       axes.legend()
     axes.grid(alpha=0.3)
-    # Matplotlib goes by the ending, so the temporary name keeps it.
-    temporary = folder / f'.{name}.tmp.png'
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(folder / f'{name}.png')
+    save(figure, folder / f'{name}.png')
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure whole or not at all."""
+  temporary = path.with_name(f'.{path.stem}.tmp.png')  # Matplotlib goes by the ending
+  figure.savefig(temporary, dpi=120)
+  temporary.replace(path)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -1,12 +1,24 @@
-"""Medusa's heads: the formula, how they begin, and that each is its own."""
+"""Heads: formulas, how they begin, and what they read."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, quantized_medusa, unembedding_table
+from gpt_jax.models.heads import (
+  LanguageModel,
+  Medusa,
+  RewardModel,
+  medusa_params,
+  quantized_medusa,
+  reward_params,
+  unembedding_table,
+)
 from gpt_jax.models.quantization import Int8
+from gpt_jax.models.transformer import Transformer
+from gpt_jax.types import left_to_right
 from tests.models.small import VOCABULARY, parameters, random_tokens, shrunk
 
 CONFIG = shrunk('llama2_7b', logit_softcap=3.0)
@@ -87,3 +99,35 @@ def test_computation_is_in_the_dtype_of_the_model():
   features, _ = medusa.apply(params, HIDDEN, method='features')
   assert features.dtype == jnp.bfloat16 and medusa.apply(params, HIDDEN).dtype == jnp.float32
   assert params['params']['residual_kernel'].dtype == jnp.float32
+
+
+def test_a_reward_is_read_at_the_last_token():
+  """Neither what stands behind it as padding nor how much of that there is matters; all before it does."""
+  model = RewardModel(CONFIG)
+  drawn = model.init(jax.random.key(1), random_tokens())
+  params = reward_params(parameters(CONFIG), drawn)
+  tokens = random_tokens(rows=3)
+  hidden, _ = Transformer(CONFIG).apply({'params': params['params']['transformer']}, tokens)
+  kernel = np.asarray(params['params']['reward_kernel'])
+  np.testing.assert_allclose(model.apply(params, tokens), np.asarray(hidden)[:, -1] @ kernel, atol=1e-5)
+  lengths = np.array([5, 9, 12])
+  real = np.arange(12) < lengths[:, None]
+  layout = dataclasses.replace(left_to_right(tokens), segment=jnp.asarray(real, jnp.int32))
+  rewards = model.apply(params, jnp.where(real, tokens, 3), layout)
+  for row, length in enumerate(lengths):
+    np.testing.assert_allclose(rewards[row], model.apply(params, tokens[row : row + 1, :length])[0], atol=1e-5)
+  changed = model.apply(params, tokens.at[0, 4].add(1) % VOCABULARY, layout)
+  assert abs(float(changed[0] - rewards[0])) > 1e-4 and changed[1] == rewards[1]
+
+
+def test_a_reward_model_begins_as_the_language_model_with_a_new_head():
+  model = RewardModel(shrunk('llama2_7b', model_dim=1024, head_dim=8))
+  drawn = jax.jit(model.init)(jax.random.key(0), random_tokens())['params']
+  assert abs(float(jnp.std(drawn['reward_kernel'])) * 1025**0.5 - 1) < 0.1 and drawn['reward_bias'] == 0
+  base = parameters(CONFIG)
+  begun = reward_params(base, RewardModel(CONFIG).init(jax.random.key(0), random_tokens()))['params']
+  assert begun['transformer'] is base['params']['transformer'] and set(begun) == {
+    'transformer',
+    'reward_kernel',
+    'reward_bias',
+  }

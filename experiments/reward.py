@@ -1,0 +1,144 @@
+"""Trains a reward model: what people would think of a text, from how they ranked others.
+
+python -m experiments.reward --config=configs/reward/vader.py --workdir=DIR [--config.FIELD=VALUE ...]
+"""
+
+from collections.abc import Callable, Mapping
+import pathlib
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import pandas as pd
+
+from experiments import command, language
+from experiments.heads import REWARD_FILE
+from gpt_jax.data import mixture, tokenizers
+from gpt_jax.data.formats import Ranking, rankings
+from gpt_jax.data.ranked import Ranked
+from gpt_jax.data.rows import in_order
+from gpt_jax.data.sources import records
+from gpt_jax.evaluation.figures import calibration
+from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.models.flops import reward_flops
+from gpt_jax.models.heads import RewardModel, reward_params
+from gpt_jax.models.parts import to_config
+from gpt_jax.names import choose
+from gpt_jax.objectives.preference import ranking_loss, ranking_metrics
+from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.training.optimizers import make_optimizer
+from gpt_jax.training.plots import save
+from gpt_jax.training.run import run
+from gpt_jax.training.workdir import prepare, write_json
+from gpt_jax.types import Params, UserError
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/reward')
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it writes, and where it goes on from')
+
+FORMS: Mapping[str, Callable[[Ranking], list[Ranking]]] = {'grouped': lambda ranking: [ranking], 'pairs': Ranking.pairs}
+"""What is a row, by name: a ranking, or each of its comparisons."""
+
+
+def train(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
+  form = _checked(config)
+  found = language.weights(config['init_from'])
+  cfg = found.changed(config['model'])
+  language.check_context(cfg, config['context'])
+  train, validation = (ranked(config, found, split, form) for split in ('train', 'validation'))
+  num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
+  make_optimizer(config['optimizer'], num_steps)
+  config = {**config, 'num_steps': num_steps}
+  prepare(workdir, config)
+  tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  placement = Placement(make_mesh(config['mesh']))
+  model, evaluated = RewardModel(cfg), RewardModel(cfg.evaluated())
+  init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
+  hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
+  batches = mixture.prefetched(mixture.batches([train], [1.0], config['batch_size'], config['seed'], **hosts))
+  measured = ranking_metrics(evaluated)
+
+  def first(like: Params) -> Params:
+    begun = lambda params: reward_params(params, init(jax.random.key(config['seed'])))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(begun, out_shardings=shardings)(found.read(cfg, placement.params))
+
+  def measure(rows: Ranked, params: Params) -> dict[str, float]:
+    return evaluate(measured, params, map(placement.batch, in_order(rows, config['eval_batch_size'], **hosts)))
+
+  def held_out(params: Params) -> dict[str, float]:
+    values = measure(validation, params)
+    return {name: values[name] for name in ('loss', 'accuracy')}
+
+  def summary(params: Params) -> dict[str, Any]:
+    offset = -measure(train, params)['best_reward']
+    write_json(pathlib.Path(workdir) / REWARD_FILE, {'model': to_config(cfg), 'offset': offset})
+    table = bins(measure(validation, params))
+    save(calibration(table), pathlib.Path(workdir) / 'plots' / 'calibration.png')
+    return {'offset': offset, 'calibration': table.to_dict('list')}
+
+  state = run(
+    workdir,
+    config,
+    init=init,
+    first=first,
+    loss_fn=ranking_loss(model, **config['loss']),
+    source=lambda index, state: [batches(index)],
+    placement=placement,
+    tokens_per_step=lambda index: config['batch_size'] * train.responses * config['context'],
+    flops_per_token=reward_flops(cfg, config['context']),
+    evaluations={'validation': held_out},
+    summary=summary,
+    describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
+  )
+  if state is not None:
+    print(f'Done: {workdir} has result.json and plots.')
+
+
+def _checked(config: Mapping[str, Any]) -> Callable[[Ranking], list[Ranking]]:
+  """What makes rows of a ranking.
+
+  Raises:
+    UserError: what is wrong in the config, as far as it can be known before any data is read.
+  """
+  if not config['init_from']:
+    raise UserError(f'config.init_from is missing: name {language.MODEL}')
+  language.sources_of(config['data'])
+  for name in ('batch_size', 'context', 'eval_batch_size'):
+    if config[name] < 1:
+      raise UserError(f'config.{name} = {config[name]} must be at least 1')
+  if config['epochs'] <= 0:
+    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
+  make_optimizer(config['optimizer'], 1)
+  return choose('config.data.form', config['data']['form'], FORMS)
+
+
+def ranked(
+  config: Mapping[str, Any], found: language.Weights, split: str, form: Callable[[Ranking], list[Ranking]]
+) -> Ranked:
+  """The rankings of a split of config.data as rows, and a line that says what there is."""
+  data = config['data']
+  held = [record for name in language.sources_of(data) for record in records(name, split, data['held_out'])]
+  every = rankings(held, least=data['least'], most=data['most'], seed=config['seed'])
+  rows = [row for ranking in every[: data['limit'] or None] for row in form(ranking)]
+  made = Ranked(rows, found.tokenizer, config['context'], found.begin)
+  count = sum(len(row.pairs()) for row in rows)
+  print(f'{split}: {len(rows):,} rankings, {count:,} comparisons; {made.cut:,} of {made.texts:,} texts are cut')
+  return made
+
+
+def bins(values: Mapping[str, float]) -> pd.DataFrame:
+  """The calibration of `ranking_metrics`, a row a bin that something fell in."""
+  numbers = [name.removeprefix('observed_') for name in values if name.startswith('observed_')]
+  columns = ('predicted', 'observed', 'share')
+  return pd.DataFrame([[values[f'{column}_{k}'] for column in columns] for k in numbers], columns=columns)
+
+
+def main(_: Any) -> None:
+  train(command.required(CONFIG).to_dict(), command.required(WORKDIR))
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,88 @@
+"""What people prefer: rewards learned from how they rank responses."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
+
+
+@runtime_checkable
+class Rewards(Protocol):
+  """A model whose `apply(params, tokens [B, T], layout)` is a number for each text, [B]."""
+
+  def apply(self, variables: Params, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def rewards_of(model: Rewards, params: Params, batch: Batch, rng: jax.Array | None = None) -> Float[Array, 'B K']:
+  """The reward of every response, each of which is read once."""
+  rows, responses = batch['tokens'].shape[:2]
+  flat = lambda x: x.reshape(rows * responses, *x.shape[2:])
+  rngs = None if rng is None else {'dropout': rng}
+  found = model.apply(params, flat(batch['tokens']), jax.tree.map(flat, batch['layout']), rngs=rngs)
+  return found.reshape(rows, responses)
+
+
+def preferred(batch: Batch) -> Bool[Array, 'B K K']:
+  """Whether response i was ranked above response j; ties are no comparison."""
+  scores, real = batch['scores'], batch['weights'] > 0
+  return (scores[:, :, None] > scores[:, None, :]) & real[:, :, None] & real[:, None, :]
+
+
+def ranking_loss(model: Rewards, *, margin: float = 0.0) -> LossFn:
+  """-1 / C(K, 2) * sum over pairs of log sigmoid(r_w - r_l - margin (s_w - s_l)), a mean over rankings.
+
+  All pairs of a ranking are of one batch and come from K readings (Ouyang et al. 2022, equation 1); pairs that tie are
+  dropped from the sum. The margin grows with the difference of the scores s (Touvron et al. 2023, section 3.2.2: scores
+  of 0 to 3 and a margin of 1 or 1/3 are its large and its small one).
+
+  Metric: accuracy, how often the better of a pair has the higher reward.
+  """
+
+  def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
+    rewards, better = rewards_of(model, params, batch, rng), preferred(batch)
+    apart = rewards[:, :, None] - rewards[:, None, :]
+    scores = batch['scores'][:, :, None] - batch['scores'][:, None, :]
+    losses = jnp.where(better, -jax.nn.log_sigmoid(apart - margin * scores), 0)
+    number = jnp.sum(batch['weights'], axis=1)
+    pairs = number * (number - 1) / 2
+    each = jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1)
+    accuracy = _mean(apart > 0, better)
+    return Mean(jnp.sum(each), jnp.sum(pairs > 0).astype(jnp.float32)), {'accuracy': accuracy}
+
+  return loss_fn
+
+
+def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:
+  """`ranking_loss` with what is measured once a reward model is trained.
+
+  Metrics, besides accuracy: best_reward, the mean reward of the responses that stand first in their rankings;
+  and of the comparisons, both ways round, whose sigmoid(r_i - r_j) falls in bin k of [0, 1]: predicted_k, the mean of
+  that, observed_k, how often i was preferred, and share_k, how many those are of all.
+  """
+  plain = ranking_loss(model)
+
+  def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
+    loss, metrics = plain(params, batch, rng)
+    rewards, better = rewards_of(model, params, batch), preferred(batch)
+    compared = better | better.swapaxes(1, 2)
+    predicted = jax.nn.sigmoid(rewards[:, :, None] - rewards[:, None, :])
+    number = jnp.minimum((predicted * bins).astype(jnp.int32), bins - 1)
+    real = batch['weights'] > 0
+    first = real & (batch['scores'] >= jnp.max(jnp.where(real, batch['scores'], -jnp.inf), axis=1, keepdims=True))
+    metrics['best_reward'] = _mean(rewards, first)
+    for k in range(bins):
+      within = compared & (number == k)
+      metrics[f'predicted_{k}'] = _mean(predicted, within)
+      metrics[f'observed_{k}'] = _mean(better, within)
+      metrics[f'share_{k}'] = _mean(within, compared)
+    return loss, metrics
+
+  return loss_fn
+
+
+def _mean(values: jax.Array, where: Bool[Array, '...']) -> Mean:
+  count = jnp.sum(where).astype(jnp.float32)
+  return Mean(jnp.sum(jnp.where(where, values, 0)).astype(jnp.float32), count)
