@@ -19,7 +19,7 @@ import numpy as np
 from tabulate import tabulate
 
 from experiments import command, generations, language
-from experiments.heads import medusa_of
+from experiments.heads import heads_config, medusa_of
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate
@@ -31,6 +31,7 @@ from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token
 from gpt_jax.objectives.medusa import joint_loss, medusa_loss, together
 from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.run import run
 from gpt_jax.training.workdir import prepare, write_json
@@ -64,7 +65,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(adapting))
     learning = _together(base, adapting, medusa, placement, {**loss, 'weight': joint['weight']})
   else:
-    learning = _heads_alone(base, medusa, placement, loss)
+    learning = _heads_alone(base, medusa, placement, loss, config['init_from'])
   batches = data.batches(config)
   last: list[tuple[Params, dict[str, float]]] = []
 
@@ -127,6 +128,13 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
     changed['quantization'] = part('quantization', config['quantization'], 'config.quantization')
     if weight:
       raise UserError('config.quantization is of a model that stays as it is: leave it out, or config.joint.weight')
+  if config['init_from'] and weight:
+    raise UserError('config.init_from is of heads alone: leave it out, or config.joint.weight')
+  if config['init_from']:
+    theirs = heads_config(config['init_from'])
+    for field in ('base', 'num_heads', 'shared'):
+      if config[field] != theirs[field]:
+        raise UserError(f'config.{field} = {config[field]!r} is not the {theirs[field]!r} of config.init_from')
   return changed, part('lora', config['joint']['lora'], 'config.joint.lora')
 
 
@@ -142,7 +150,9 @@ class Learning:
   batch: Callable[[Batch], Batch]
 
 
-def _heads_alone(base: language.Trained, medusa: Medusa, placement: Placement, loss: Mapping[str, Any]) -> Learning:
+def _heads_alone(
+  base: language.Trained, medusa: Medusa, placement: Placement, loss: Mapping[str, Any], init_from: str
+) -> Learning:
   """Medusa-1: hidden states of the frozen model come with the batch."""
 
   @jax.jit
@@ -156,6 +166,8 @@ def _heads_alone(base: language.Trained, medusa: Medusa, placement: Placement, l
     return {**batch, 'hidden': hidden_states(base.params, batch)}
 
   def first(like: Params) -> Params:
+    if init_from:
+      return restore_params(init_from, like)
     table = unembedding_table(base.model.config, base.params)
     return jax.jit(functools.partial(medusa_params, medusa), out_shardings=_shardings(like))(table)
 

@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
   return ConfigDict({
     'base': '',  # the model that the heads are for, which stays as it is: what --model takes
     'quantization': '',  # of its linear layers: int8, int4, int8(group=64), ...; '': as they come
+    'init_from': '',  # a run of such heads, which these begin as; '': as the model itself
     'num_heads': 4,
     'shared': False,  # True: all heads end in the model's own unembedding, and only W1 is learned
     'dtype': 'float32',  # of computation, the model's and the heads'

@@ -90,6 +90,15 @@ def test_the_heads_alone_are_kept(heads):
   assert read_json(heads[0] / 'result.json')['parameters'] == sum(x.size for x in jax.tree.leaves(params))
 
 
+def test_heads_go_on_from_others(heads, base, tmp_path, capfd):
+  ended = call(
+    capfd, 'medusa', *flags(base, tmp_path / 'run', f'--config.init_from={heads[0]}', '--config.num_steps=1')
+  )
+  assert ended.code == 0, ended.err
+  first = next(line for line in lines(tmp_path / 'run') if line['step'] == 0)
+  assert first['validation_head_3_top_1'] == read_json(heads[0] / 'result.json')['validation_head_3_top_1'] > 0.8
+
+
 @pytest.mark.slow
 def test_broken_off_it_goes_on_bit_for_bit(base, tmp_path, capfd):
   assert call(capfd, 'medusa', *flags(base, tmp_path / 'whole', '--config.num_steps=10')).code == 0
@@ -216,6 +225,7 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
     (['--config.num_heads=0'], 'config.num_heads = 0 must be at least 1'),
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
+    (['--config.init_from=/no/such'], '/no/such is not the folder of a run'),
     (['--config.quantization=int9'], "config.quantization = 'int9'"),
     (['--config.quantization=int8', '--config.joint.weight=0.2'], 'config.quantization is of a model that stays'),
     (['--config.generate.rows=4', '--config.generate.prompts=txt'], "did you mean 'text'?"),
