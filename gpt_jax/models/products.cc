@@ -177,6 +177,8 @@ void add_product(const float* x, int64_t x_width, const float* w, int64_t width,
   constexpr int kInputs = kLanes / 2;  // whose weights of a block there are registers for
   int64_t i = 0;
   for (; i + kInputs <= inputs; i += kInputs, w += kInputs * width) {
+    float numbers[R][kInputs];
+    for (int r = 0; r < R; ++r) std::memcpy(numbers[r], x + r * x_width + i, sizeof numbers[r]);
     int64_t c = 0;
     for (Block* block = blocks; c + kColumns <= columns; c += kColumns, ++block) {
       Lanes weights[kInputs][2];
@@ -186,14 +188,16 @@ void add_product(const float* x, int64_t x_width, const float* w, int64_t width,
         weights[j][0] = load(w + j * width + c);
         weights[j][1] = load(w + j * width + c + kLanes);
       }
+      const float* number = numbers[0];
+      // Where there are registers for them they stay there; else they must not be loaded before the loop.
+      if constexpr (R > 2) asm("" : "+r"(number));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         Lanes left = load((*block)[r]), right = load((*block)[r] + kLanes);
 #pragma GCC unroll 8
         for (int j = 0; j < kInputs; ++j) {
-          const float number = x[r * x_width + i + j];
-          left += number * weights[j][0];
-          right += number * weights[j][1];
+          left += number[r * kInputs + j] * weights[j][0];
+          right += number[r * kInputs + j] * weights[j][1];
         }
         store((*block)[r], left);
         store((*block)[r] + kLanes, right);
