@@ -266,6 +266,7 @@ def main():
   parser.add_argument('--nodes', type=int, default=8, help="of Medusa's tree, the root counted")
   parser.add_argument('--per_kind', type=int, help='prompts of each kind, one at a time, for the comparison with peers')
   parser.add_argument('--table_per_kind', type=int, help='prompts of each kind for the table of drafts')
+  parser.add_argument('--kinds', nargs='*', choices=tuple(PROMPTS), help='of prompts; not given: all')
   parser.add_argument('--new_tokens', type=int)
   parser.add_argument('--table_tokens', type=int)
   parser.add_argument('--rounds', type=int)
@@ -285,7 +286,7 @@ def main():
   options.per_kind = options.per_kind or (1 if quick else 2)
   options.table_per_kind = options.table_per_kind or (2 if quick else 16)
   options.batches = TABLE_BATCHES if options.batches is None and not quick else options.batches or (1,)
-  options.kinds = ('question', 'edit') if quick else tuple(PROMPTS)
+  options.kinds = options.kinds or (('question', 'edit') if quick else tuple(PROMPTS))
   peers = PEERS if options.peers is None else options.peers
   peers = [name for name in peers if not (quick and name == 'transformers_compiled')]
 

@@ -9,12 +9,13 @@ import pytest
 from configs.distill import base as distill_base
 from configs.medusa import base as medusa_base
 from configs.pretrain import base
+from configs.reward import base as reward_base
 from experiments import language
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.fields import flat
 from gpt_jax.training.optimizers import FIELDS
 
-BASES = {'pretrain': base, 'medusa': medusa_base, 'distill': distill_base}
+BASES = {'pretrain': base, 'medusa': medusa_base, 'distill': distill_base, 'reward': reward_base}
 NAMES = [
   (kind, path.stem)
   for kind, module in BASES.items()

@@ -86,6 +86,12 @@ def test_command(command, shown, trained, other, heads, tmp_path, capfd):
     r'^--prompt=.*': '--prompt=License',
   }
   words = [functools.reduce(lambda text, swap: re.sub(*swap, text), here.items(), word) for word in words[3:]]
+  if name == 'reward':
+    rated = ''.join(f'{{"text": "{word}", "rating": {len(word)}}}\n' for word in ('a', 'in', 'the', 'with') * 20)
+    (tmp_path / 'rated.jsonl').write_text(rated)
+    words = [word for word in words if not word.startswith('--config=')]
+    words += ['--config=configs/reward/tiny.py', f'--config.init_from={trained}', '--config.epochs=0.1']
+    words += [f'--config.data.source=file:{tmp_path}/rated.jsonl']
   if name == 'medusa':
     words = [word for word in words if not word.startswith('--config=')] + heads_of(trained)
   run = spawn if name in ('sweep', 'compare') else functools.partial(call, capfd)

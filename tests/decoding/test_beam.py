@@ -63,7 +63,7 @@ def check(mine, expected):
   np.testing.assert_allclose([beam.log_probabilities.sum() for beam in mine], [row[1] for row in expected], atol=1e-4)
 
 
-SLOW = ('learned', 'alibi, one key head', 'prefix')
+SLOW = ('learned', 'alibi, one key head', 'prefix', 'banded')
 
 
 @pytest.mark.parametrize(

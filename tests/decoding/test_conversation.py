@@ -37,7 +37,7 @@ def written(conversation, text, number, **more) -> list[int]:
 anew = greedy_by_brute_force
 
 
-SLOW = ('learned', 'alibi, one key head', 'banded')
+SLOW = ('learned', 'alibi, one key head', 'banded', 'prefix')
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,12 @@ def greedy_by_brute_force(config: TransformerConfig, prompt, number):
   return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize('parts', PARTS)
+SLOW = ('learned', 'alibi, one key head')
+
+
+@pytest.mark.parametrize(
+  'parts', [pytest.param(parts, marks=[pytest.mark.slow] if parts in SLOW else []) for parts in PARTS]
+)
 def test_cached_ragged_batch_is_each_prompt_read_whole(parts):
   config = PARTS[parts]
   results = generate(*build(config), PROMPTS, max_new_tokens=NEW, sampling=GREEDY, stride=4)

@@ -91,7 +91,7 @@ def slow(*values):
 
 @pytest.mark.parametrize(('parts', 'draft'), [
   ('rotary, grouped queries', 'medusa, tree'), ('rotary, grouped queries', 'stranger'), ('banded', 'medusa, tree'),
-  ('banded', 'own layers'), ('prefix', 'lookup'), slow('prefix', 'medusa, tree'), slow('learned', 'medusa, tree'),
+  ('prefix', 'lookup'), slow('banded', 'own layers'), slow('prefix', 'medusa, tree'), slow('learned', 'medusa, tree'),
   slow('alibi, one key head', 'medusa, tree'), slow('alibi, one key head', 'own layers'),
   *(slow('rotary, grouped queries', draft) for draft in DRAFTS if draft not in ('medusa, tree', 'stranger')),
 ])  # fmt: skip

@@ -73,7 +73,7 @@ def test_a_question_is_asked_by_the_template_and_the_answer_alone_is_shown(folde
   assert (ended.code, ended.out) == (0, f'{expected}\n'), ended.err
 
 
-@pytest.mark.parametrize('chat', [False, True])
+@pytest.mark.parametrize('chat', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_many_prompts_from_a_file_to_a_file(folder, model, tokenizer, chat, tmp_path, capfd):
   prompts = ['the', 'a quick brown fox jumps', 'dog; ' * 6, 'x', 'over']
   (tmp_path / 'in.jsonl').write_text(

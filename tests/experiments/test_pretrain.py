@@ -131,6 +131,7 @@ def test_one_device_and_eight_train_alike(text, tmp_path):
   np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_moves_to_eight_devices_midway(text, tmp_path, capfd):
   """A run stopped on one device goes on over eight with the batches that were to come."""
   whole, moved = tmp_path / 'whole', tmp_path / 'moved'

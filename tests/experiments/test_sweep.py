@@ -113,7 +113,9 @@ def test_a_finished_sweep_runs_nothing(unbroken):
   assert before == {path: path.stat().st_mtime_ns for path in unbroken.glob('runs/points/**/*')}
 
 
-@pytest.mark.parametrize(('how', 'points'), [('--index=1', 1), ('--launcher=ray', 2)])
+@pytest.mark.parametrize(
+  ('how', 'points'), [('--index=1', 1), pytest.param('--launcher=ray', 2, marks=pytest.mark.slow)]
+)
 def test_a_point_is_the_same_wherever_it_runs(unbroken, tmp_path, how, points):
   pytest.importorskip('ray')
   sweep = written(tmp_path, **{'seeds(2)': 'seeds(1)', f'file:{tmp_path}': f'file:{unbroken}'})

@@ -17,7 +17,7 @@ from gpt_jax.types import UserError
 from tests.models.small import logits, parameters, random_tokens, shrunk
 
 LORA = Lora(rank=3, alpha=6)
-FAMILIES = ['gpt2_small', 'llama2_70b', 'falcon_7b']
+FAMILIES = ['gpt2_small', 'llama2_70b', pytest.param('falcon_7b', marks=pytest.mark.slow)]
 
 
 def test_by_hand():
