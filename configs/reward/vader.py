@@ -13,10 +13,10 @@ from configs.reward import base
 def get_config():
   config = base.get_config()
   config.init_from = 'runs/snippets'
-  config.context = 64
+  config.context = 48
   config.batch_size = 16
   config.data.source = 'asset:vader'
   config.optimizer.learning_rate = 3e-4
   config.optimizer.warmup_steps = 10
-  config.eval_every = 50
+  config.eval_every = 100
   return config
