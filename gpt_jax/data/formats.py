@@ -32,7 +32,7 @@ class Ranking:
 
 
 def rankings(records: Iterable[Record], *, least: int = 4, most: int = 9, seed: int = 0) -> list[Ranking]:
-  """The rankings of records, all of one form.
+  """The rankings of records of these forms.
 
   {"prompt", "chosen", "rejected"}, a pair, and {"prompt", "responses": [...], "scores": [...]}, a ranking: a prompt may
   be missing, or a list of messages. {"text", "rating"}: texts are shuffled by the seed and ranked `least` to `most` at

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from gpt_jax.data import assets, corpora
-from gpt_jax.data.sources import documents
+from gpt_jax.data.sources import documents, records
 from gpt_jax.types import UserError
 
 SPLITS = 'train', 'validation'
@@ -197,3 +197,15 @@ def test_the_hub_gives_its_held_out_split(monkeypatch, splits, expected):
 def test_the_real_corpora(name, documents_, characters):
   texts = [text for split in SPLITS for text in documents(f'asset:{name}', split)]
   assert (len(texts), sum(map(len, texts))) == (documents_, characters)
+
+
+@pytest.mark.assets
+def test_ratings_are_of_texts_that_no_other_split_has():
+  train, held_out = ([record for _, record in records('asset:vader', split)] for split in SPLITS)
+  texts = [record['text'].lower() for record in train + held_out]
+  assert len(texts) == len(set(texts)) == 23_555 and 0.09 < len(held_out) / len(texts) < 0.11
+  ratings = [record['rating'] for record in train + held_out]
+  assert -4 <= min(ratings) < -3.5 and 3.5 < max(ratings) <= 4
+  assert {record['kind'] for record in held_out} == {'film', 'product', 'editorial', 'tweet'}
+  (known,) = (record for record in train + held_out if record['text'] == 'Effective but too tepid biopic')
+  assert known['rating'] == pytest.approx(-0.6)
