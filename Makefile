@@ -31,6 +31,7 @@ bench: .venv/bench
 	$(BIN)/python bench/load_weights.py
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/quantization.py
+	$(BIN)/python bench/reward.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
 .venv/bin/pip:
