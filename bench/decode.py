@@ -13,10 +13,10 @@ no requirement of this project, as it is built from source. Needs torch and tran
 experiments.medusa left.
 
 The second table has our own speculation by kind of prompt and batch size, over plain greedy decoding of the same model
-in the same process, of answers that end where they do, at `table_tokens` tokens at the latest: tokens a step, the
-acceptance rate alpha, the speed-up measured, and the one predicted by (1 - alpha^(g + 1)) / ((1 - alpha) (g c + 1)),
-where c is what a draft's token costs over one of the model's (Leviathan et al. 2023, theorem 3.8; it takes reading g +
-1 tokens to cost what reading one does).
+in the same process, of answers that end where they do, at `table_tokens` tokens at the latest: tokens a step, what a
+step takes over a plain one, the acceptance rate alpha, the speed-up measured, and the one predicted by (1 - alpha^(g +
+1)) / ((1 - alpha) (g c + 1)), where c is what a draft's token costs over one of the model's (Leviathan et al. 2023,
+theorem 3.8; it takes reading g + 1 tokens to cost what reading one does).
 """
 
 import argparse
@@ -240,6 +240,7 @@ def speculate(write, prompts, options):
           seconds[name] += time.perf_counter() - start
       for name, (draft, cost) in drafts.items():
         steps, tried, kept = (sum(getattr(r, field) for r in results[name]) for field in ('steps', 'tried', 'kept'))
+        step, plain_step = seconds[name] / steps, seconds[''] / sum(r.steps for r in results[''])
         alpha, gamma = kept / max(tried, 1), draft.tree.max_depth
         most = (1 - alpha ** (gamma + 1)) / (1 - alpha) if alpha < 1 else gamma + 1
         pairs = zip(results[name], results[''], strict=True)
@@ -248,6 +249,7 @@ def speculate(write, prompts, options):
           'kind': kind,
           'batch': size,
           'tokens_per_step': round(sum(len(r.tokens) - 1 for r in results[name]) / steps, 2),
+          'step_over_plain': round(step / plain_step, 2),
           'alpha': round(alpha, 3),
           'predicted': round(most / (gamma * cost + 1), 2),
           'speedup': round(seconds[''] / seconds[name], 2),

@@ -2,9 +2,8 @@
 
   python bench/reward.py [--quick]
 
-Loss and gradients for four rankings of K responses, in one run: grouped (Ouyang et al. 2022, section 3.5), each is
-read once; as K (K - 1) / 2 pairs, K - 1 times. Both are the same function, and their gradients are
-compared.
+Loss and gradients for a batch of rankings of K responses, in one run: grouped, each response is read once (Ouyang et
+al. 2022, section 3.5); as K (K - 1) / 2 pairs, K - 1 times. Both are the same function: gradients are compared.
 """
 
 import argparse
@@ -21,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.pretrain import snippets
+from configs.reward import vader
 from gpt_jax.models.heads import RewardModel
 from gpt_jax.models.parts import from_config
 from gpt_jax.objectives.preference import ranking_loss
 from gpt_jax.types import Layout
 
-LENGTH, VOCABULARY, RANKINGS = 64, 4096, 4
+LENGTH, VOCABULARY = 64, 4096
+RANKINGS = vader.get_config().batch_size
 
 
 def batch_of(tokens, scores):
@@ -40,7 +41,7 @@ def batch_of(tokens, scores):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--quick', action='store_true', help='two rounds')
-  rounds = 2 if parser.parse_args().quick else 7
+  rounds = 2 if parser.parse_args().quick else 5
   config = {**snippets.get_config().model.to_dict(), 'vocab_size': VOCABULARY}
   model = RewardModel(from_config(config))
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))

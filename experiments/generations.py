@@ -81,12 +81,12 @@ def _pieces(config: Mapping[str, Any], trained: language.Trained, split: str, nu
   return [[*trained.begin, *part.batch(np.array([i]))['tokens'][0].tolist()] for part, i in chosen]
 
 
-def _questions(config: Mapping[str, Any], trained: language.Trained, split: str, number: int) -> Prompts:
+def _requests(config: Mapping[str, Any], trained: language.Trained, split: str, number: int) -> Prompts:
   """Requests made of lines of the text, in the model's chat template."""
   requests = config['generate']['requests']
-  wrong = next((request for request in requests if request.count('{}') != 1), None if requests else '')
-  if wrong is not None:
-    raise UserError(f'config.generate.requests: {wrong!r} must have {{}} once, where a line of the text goes')
+  for request in requests or ('',):
+    if request.count('{}') != 1:
+      raise UserError(f'config.generate.requests: {request!r} must have {{}} once, where a line of the text goes')
   names, held_out = language.sources_of(config['data']), config['data']['held_out']
   lines = [line for name in names for text in documents(name, split, held_out) for line in text.splitlines()]
   lines = [line for line in lines if line.strip()]
@@ -98,7 +98,7 @@ def _questions(config: Mapping[str, Any], trained: language.Trained, split: str,
   return prompts
 
 
-PROMPTS = {'text': _pieces, 'chat': _questions}
+PROMPTS = {'text': _pieces, 'chat': _requests}
 """How prompts are made of text, by name."""
 
 

@@ -31,7 +31,7 @@ REWARD_FILE = 'reward.json'
 
 
 def load_reward(workdir: str) -> tuple[RewardModel, Params]:
-  """The reward model of a run, by which the best responses of its rankings have reward 0 on average.
+  """The reward model of a run, by which the best of its held-out rankings have reward 0 on average.
 
   Raises:
     UserError: it is not the folder of such a run, or the run is not finished.

@@ -140,12 +140,17 @@ class Trained:
 
   @property
   def begin(self) -> tuple[int, ...]:
-    """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
-    return self.tokenizer.conventions.begin if self.config is None else ()
+    """What stood before every text in training."""
+    return _begin(self.tokenizer, self.config)
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of tokens."""
     return tokenizers.decode(self.tokenizer, ids)
+
+
+def _begin(tokenizer: Tokenizer, run: Mapping[str, Any] | None) -> tuple[int, ...]:
+  """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
+  return tokenizer.conventions.begin if run is None else ()
 
 
 MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gguf file, or asset:NAME'
@@ -189,8 +194,8 @@ class Weights:
 
   @property
   def begin(self) -> tuple[int, ...]:
-    """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
-    return self.tokenizer.conventions.begin if self.run is None else ()
+    """What stood before every text in training."""
+    return _begin(self.tokenizer, self.run)
 
   def changed(self, fields: Mapping[str, Any]) -> TransformerConfig:
     """The model with fields of config.model replaced, where they are not None; its family is not asked.

@@ -22,7 +22,7 @@ from experiments import command, generations, language
 from experiments.heads import heads_config, medusa_of
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
-from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import medusa_flops
 from gpt_jax.models.heads import LanguageModel, Medusa, medusa_params, unembedding_table
 from gpt_jax.models.lora import Lora, adapted
@@ -67,14 +67,10 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   else:
     learning = _heads_alone(base, medusa, placement, loss, config['init_from'])
   batches = data.batches(config)
-  last: list[tuple[Params, dict[str, float]]] = []
 
+  @once
   def measure(params: Params) -> dict[str, float]:
-    """Everything of the held-out text; of the same parameters it is not asked twice."""
-    if not last or last[0][0] is not params:
-      held_out = map(learning.batch, data.held_out(config['eval_batch_size']))
-      last[:] = [(params, evaluate(learning.measured, params, held_out))]
-    return last[0][1]
+    return evaluate(learning.measured, params, map(learning.batch, data.held_out(config['eval_batch_size'])))
 
   def validation(params: Params) -> dict[str, float]:
     return {name: value for name, value in measure(params).items() if name.endswith(('loss', 'nll', 'top_1'))}
@@ -128,10 +124,10 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
     changed['quantization'] = part('quantization', config['quantization'], 'config.quantization')
     if weight:
       raise UserError('config.quantization is of a model that stays as it is: leave it out, or config.joint.weight')
-  if config['init_from'] and weight:
-    raise UserError('config.init_from is of heads alone: leave it out, or config.joint.weight')
   if config['init_from']:
     theirs = heads_config(config['init_from'])
+    if weight or theirs['joint']['weight']:
+      raise UserError('config.init_from: heads go on from heads alone, without config.joint.weight in either run')
     for field in ('base', 'num_heads', 'shared'):
       if config[field] != theirs[field]:
         raise UserError(f'config.{field} = {config[field]!r} is not the {theirs[field]!r} of config.init_from')

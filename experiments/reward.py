@@ -21,7 +21,7 @@ from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.rows import in_order
 from gpt_jax.data.sources import records
 from gpt_jax.evaluation.figures import calibration
-from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import reward_flops
 from gpt_jax.models.heads import RewardModel, reward_params
 from gpt_jax.models.parts import to_config
@@ -65,17 +65,15 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(begun, out_shardings=shardings)(found.read(cfg, placement.params))
 
-  def measure(rows: Ranked, params: Params) -> dict[str, float]:
-    return evaluate(measured, params, map(placement.batch, in_order(rows, config['eval_batch_size'], **hosts)))
-
-  def held_out(params: Params) -> dict[str, float]:
-    values = measure(validation, params)
-    return {name: values[name] for name in ('loss', 'accuracy')}
+  @once
+  def measure(params: Params) -> dict[str, float]:
+    held_out = in_order(validation, config['eval_batch_size'], **hosts)
+    return evaluate(measured, params, map(placement.batch, held_out))
 
   def summary(params: Params) -> dict[str, Any]:
-    offset = -measure(train, params)['best_reward']
+    offset = -measure(params)['best_reward']
     write_json(pathlib.Path(workdir) / REWARD_FILE, {'model': to_config(cfg), 'offset': offset})
-    table = bins(measure(validation, params))
+    table = bins(measure(params))
     save(calibration(table), pathlib.Path(workdir) / 'plots' / 'calibration.png')
     return {'offset': offset, 'calibration': table.to_dict('list')}
 
@@ -89,7 +87,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     placement=placement,
     tokens_per_step=lambda index: config['batch_size'] * train.responses * config['context'],
     flops_per_token=reward_flops(cfg, config['context']),
-    evaluations={'validation': held_out},
+    evaluations={'validation': lambda params: {name: measure(params)[name] for name in ('loss', 'accuracy')}},
     summary=summary,
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
   )
@@ -124,8 +122,8 @@ def ranked(
   every = rankings(held, least=data['least'], most=data['most'], seed=config['seed'])
   rows = [row for ranking in every[: data['limit'] or None] for row in form(ranking)]
   made = Ranked(rows, found.tokenizer, config['context'], found.begin)
-  count = sum(len(row.pairs()) for row in rows)
-  print(f'{split}: {len(rows):,} rankings, {count:,} comparisons; {made.cut:,} of {made.texts:,} texts are cut')
+  comparisons = sum(len(row.pairs()) for row in rows)
+  print(f'{split}: {len(rows):,} rankings, {comparisons:,} comparisons; {made.cut:,} of {made.texts:,} texts are cut')
   return made
 
 

@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs.pretrain import base as pretrain
+
 
 def get_config() -> ConfigDict:
   """A run that is complete but for its model and data."""
@@ -47,22 +49,12 @@ def get_config() -> ConfigDict:
       'num_nodes': 64,  # the root counted
     },
     'optimizer': {
-      'name': 'adamw',
+      **pretrain.get_config().optimizer,
       'learning_rate': 2e-3,
       'warmup_steps': 40,
-      'schedule': 'cosine',
-      'decay_steps': 0,  # 0: num_steps
       'end_fraction': 0.0,
-      'cooldown_fraction': 0.2,  # of wsd
-      'b1': 0.9,
       'b2': 0.999,
-      'eps': 1e-8,
-      'momentum': 0.95,  # of muon and sgd
       'weight_decay': 0.0,
-      'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths
-      'clip_norm': 1.0,
-      'ema': 0.0,
-      'rates': (),  # pairs of a regex over parameter paths and a factor of the learning rate; 0: frozen
     },
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1},
     'log_every': 10,

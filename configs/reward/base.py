@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs.pretrain import base as pretrain
+
 
 def get_config() -> ConfigDict:
   """A run that is complete but for its model and data."""
@@ -31,24 +33,7 @@ def get_config() -> ConfigDict:
     'loss': {
       'margin': 0.0,  # that rewards are to be apart for each point of score
     },
-    'optimizer': {
-      'name': 'adamw',
-      'learning_rate': 9e-6,
-      'warmup_steps': 0,
-      'schedule': 'cosine',
-      'decay_steps': 0,  # 0: all steps
-      'end_fraction': 0.1,
-      'cooldown_fraction': 0.2,  # of wsd
-      'b1': 0.9,
-      'b2': 0.95,
-      'eps': 1e-8,
-      'momentum': 0.95,  # of muon and sgd
-      'weight_decay': 0.0,
-      'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths
-      'clip_norm': 1.0,
-      'ema': 0.0,
-      'rates': (),  # pairs of a regex over parameter paths and a factor of the learning rate; 0: frozen
-    },
+    'optimizer': {**pretrain.get_config().optimizer, 'learning_rate': 9e-6, 'weight_decay': 0.0},
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1},
     'log_every': 10,
     'eval_every': 0,  # 0: at the start and the end only

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Integer
 import numpy as np
 
-from gpt_jax.types import Batch, Layout, UserError
+from gpt_jax.data.rows import one_text
+from gpt_jax.types import Batch, UserError
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """The tokens of a prompt, and of the answer that follows it."""
@@ -43,14 +44,6 @@ class Answers:
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
     """tokens and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
     places = np.arange(self.context + 1)
-    order = np.broadcast_to(places.astype(np.int32), (len(indices), self.context + 1))
     real = (indices[:, None] >= 0) & (places < self._ends[indices])
     weights = (real & (places >= self._starts[indices])).astype(np.float32)
-    layout = Layout(
-      order=order,
-      position=np.where(real, order, 0),
-      block=np.zeros_like(order),
-      segment=real.astype(np.int32),
-      prefix=np.zeros(order.shape, bool),
-    )
-    return {'tokens': np.where(real, self._tokens[indices], 0), 'weights': weights, 'layout': layout}
+    return {'tokens': np.where(real, self._tokens[indices], 0), 'weights': weights, 'layout': one_text(real)}

@@ -103,26 +103,26 @@ def _prompt(record: Mapping[str, Any], place: str) -> Prompt:
   return prompt
 
 
-def encode(tokenizer: Tokenizer, prompt: Prompt, response: str, begin: Sequence[int] = ()) -> tuple[list[int], int]:
-  """The tokens of a prompt and a response, which ends as the vocabulary ends one; and how many are the prompt's.
+def encode(tokenizer: Tokenizer, ranking: Ranking, begin: Sequence[int] = ()) -> tuple[list[int], list[list[int]]]:
+  """The tokens of the prompt, and of each response, which ends as the vocabulary ends one.
 
-  Prompt and response are tokenised apart, as when the response is written.
+  They are tokenised apart, as when a response is written.
 
   Args:
     tokenizer: of the model.
-    prompt: a text, or messages for the chat template.
-    response: what follows.
+    ranking: its prompt is a text, or messages for the chat template.
     begin: tokens that stand before every text.
 
   Raises:
     UserError: messages, and the vocabulary has no template.
   """
   conventions = tokenizer.conventions
-  if isinstance(prompt, str):
-    before, end = [*begin, *tokenizer.encode(prompt).tolist()], tokenizer.end_of_text
+  if isinstance(ranking.prompt, str):
+    prompt, end = [*begin, *tokenizer.encode(ranking.prompt).tolist()], tokenizer.end_of_text
   else:
     if conventions.chat is None:
       raise UserError('the prompts are conversations, and the model has no chat template: give texts')
-    before = tokenizer.encode_special(conventions.chat.render(prompt)).tolist()
+    prompt = tokenizer.encode_special(conventions.chat.render(ranking.prompt)).tolist()
     end = conventions.ends[0] if conventions.ends else None
-  return [*before, *tokenizer.encode(response).tolist(), *([] if end is None else [end])], len(before)
+  ending = [] if end is None else [end]
+  return prompt, [[*ids.tolist(), *ending] for ids in tokenizer.encode_batch(ranking.responses)]

@@ -6,8 +6,9 @@ from jaxtyping import Integer
 import numpy as np
 
 from gpt_jax.data.formats import Ranking, encode
+from gpt_jax.data.rows import one_text
 from gpt_jax.data.tokenizers import Tokenizer
-from gpt_jax.types import Batch, Layout, UserError
+from gpt_jax.types import Batch, UserError
 
 
 class Ranked:
@@ -35,16 +36,18 @@ class Ranked:
     self._lengths = np.zeros(shape, np.int32)
     self._scores = np.zeros(shape, np.float32)
     for row, ranking in enumerate(rankings):
-      for place, (response, score) in enumerate(zip(ranking.responses, ranking.scores, strict=True)):
-        tokens, start = encode(tokenizer, ranking.prompt, response, begin)
-        if start >= context:
-          raise UserError(f'prompt {row} has {start} tokens: config.context = {context} must leave room for a response')
+      prompt, responses = encode(tokenizer, ranking, begin)
+      if len(prompt) >= context:
+        raise UserError(f'prompt {row} has {len(prompt)} tokens: context = {context} must leave room for a response')
+      for place, response in enumerate(responses):
+        tokens = [*prompt, *response]
         if not tokens:
           raise UserError(f'response {place} of ranking {row} is empty, and the vocabulary has no end of text: drop it')
         self.cut += len(tokens) > context
         length = min(len(tokens), context)
         self._tokens[row, place, :length] = tokens[:length]
-        self._lengths[row, place], self._scores[row, place] = length, score
+        self._lengths[row, place] = length
+      self._scores[row, : len(responses)] = ranking.scores
 
   @property
   def responses(self) -> int:
@@ -62,18 +65,10 @@ class Ranked:
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
     """tokens [B, K, T] and their layout; scores and weights [B, K], 1 where there is a response; -1 gives none."""
     lengths = np.where(indices[:, None] >= 0, self._lengths[indices], 0)
-    order = np.broadcast_to(np.arange(self.context, dtype=np.int32), (*lengths.shape, self.context))
-    real = order < lengths[..., None]
-    layout = Layout(
-      order=order,
-      position=np.where(real, order, 0),
-      block=np.zeros_like(order),
-      segment=real.astype(np.int32),
-      prefix=np.zeros(order.shape, bool),
-    )
+    real = np.arange(self.context) < lengths[..., None]
     return {
       'tokens': np.where(real, self._tokens[indices], 0),
       'weights': (lengths > 0).astype(np.float32),
       'scores': self._scores[indices],
-      'layout': layout,
+      'layout': one_text(real),
     }

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Int, Integer
+from jaxtyping import Bool, Int, Integer
 import numpy as np
 from tqdm import tqdm
 
@@ -121,6 +121,18 @@ class Dataset(Protocol):
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
     """tokens and weights [B, context + 1], and a layout or none; -1 gives a row of padding."""
     ...
+
+
+def one_text(real: Bool[np.ndarray, '*B T']) -> Layout:
+  """The layout of rows that hold one text each, `real` where it stands and padding behind it."""
+  order = np.broadcast_to(np.arange(real.shape[-1], dtype=np.int32), real.shape)
+  return Layout(
+    order=order,
+    position=np.where(real, order, 0),
+    block=np.zeros_like(order),
+    segment=real.astype(np.int32),
+    prefix=np.zeros(order.shape, bool),
+  )
 
 
 class Rows:

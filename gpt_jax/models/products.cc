@@ -31,7 +31,6 @@ constexpr int kLanes = 16;
 constexpr int kLanes = 8;
 #endif
 constexpr int kRows = 8;  // that share what is in registers
-constexpr int kFew = 32;   // the most rows, as in products.py
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 
@@ -286,7 +285,8 @@ ffi::Error ByInput(ffi::ThreadPool pool, Floats x, Floats kernel, ffi::Result<Fl
     float* to = number % 2 ? second : y;
     // Sums of a tile stay in the cache, one after the other; for many rows a tile of the kernel does, too.
     constexpr int64_t kBlocks = 64;
-    const int64_t groups = (rows + kRows - 1) / kRows, tile = std::min(kBlocks / groups, std::max(kBlocks / 4, 128 / rows));
+    const int64_t groups = (rows + kRows - 1) / kRows;  // at most four: see FEW in products.py
+    const int64_t tile = std::min(kBlocks / groups, std::max(kBlocks / 4, 128 / rows));
     const int64_t wide = tile * kColumns, high = rows > kRows ? 128 : inputs;
     alignas(64) Block sums[kBlocks];
     for (int64_t c = first; c < last; c += wide) {

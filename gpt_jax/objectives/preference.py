@@ -16,12 +16,11 @@ class Rewards(Protocol):
   def apply(self, variables: Params, *args: Any, **kwargs: Any) -> Any: ...
 
 
-def rewards_of(model: Rewards, params: Params, batch: Batch, rng: jax.Array | None = None) -> Float[Array, 'B K']:
-  """The reward of every response, each of which is read once."""
+def rewards_of(model: Rewards, params: Params, batch: Batch, rng: jax.Array) -> Float[Array, 'B K']:
+  """The reward of every response, each of which is read once; `rng` is for dropout."""
   rows, responses = batch['tokens'].shape[:2]
   flat = lambda x: x.reshape(rows * responses, *x.shape[2:])
-  rngs = None if rng is None else {'dropout': rng}
-  found = model.apply(params, flat(batch['tokens']), jax.tree.map(flat, batch['layout']), rngs=rngs)
+  found = model.apply(params, flat(batch['tokens']), jax.tree.map(flat, batch['layout']), rngs={'dropout': rng})
   return found.reshape(rows, responses)
 
 
@@ -42,17 +41,21 @@ def ranking_loss(model: Rewards, *, margin: float = 0.0) -> LossFn:
   """
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
-    rewards, better = rewards_of(model, params, batch, rng), preferred(batch)
-    apart = rewards[:, :, None] - rewards[:, None, :]
-    scores = batch['scores'][:, :, None] - batch['scores'][:, None, :]
-    losses = jnp.where(better, -jax.nn.log_sigmoid(apart - margin * scores), 0)
-    number = jnp.sum(batch['weights'], axis=1)
-    pairs = number * (number - 1) / 2
-    each = jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1)
-    accuracy = _mean(apart > 0, better)
-    return Mean(jnp.sum(each), jnp.sum(pairs > 0).astype(jnp.float32)), {'accuracy': accuracy}
+    return _of_rewards(rewards_of(model, params, batch, rng), batch, margin)
 
   return loss_fn
+
+
+def _of_rewards(rewards: Float[Array, 'B K'], batch: Batch, margin: float) -> tuple[Mean, Metrics]:
+  better = preferred(batch)
+  apart = rewards[:, :, None] - rewards[:, None, :]
+  scores = batch['scores'][:, :, None] - batch['scores'][:, None, :]
+  losses = jnp.where(better, -jax.nn.log_sigmoid(apart - margin * scores), 0)
+  number = jnp.sum(batch['weights'], axis=1)
+  pairs = number * (number - 1) / 2
+  each = jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1)
+  loss = Mean(jnp.sum(each), jnp.sum(pairs > 0).astype(jnp.float32))
+  return loss, {'accuracy': _mean(apart > 0, better)}
 
 
 def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:
@@ -62,11 +65,10 @@ def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:
   and of the comparisons, both ways round, whose sigmoid(r_i - r_j) falls in bin k of [0, 1]: predicted_k, the mean of
   that, observed_k, how often i was preferred, and share_k, how many those are of all.
   """
-  plain = ranking_loss(model)
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
-    loss, metrics = plain(params, batch, rng)
-    rewards, better = rewards_of(model, params, batch), preferred(batch)
+    rewards, better = rewards_of(model, params, batch, rng), preferred(batch)
+    loss, metrics = _of_rewards(rewards, batch, 0.0)
     compared = better | better.swapaxes(1, 2)
     predicted = jax.nn.sigmoid(rewards[:, :, None] - rewards[:, None, :])
     number = jnp.minimum((predicted * bins).astype(jnp.int32), bins - 1)

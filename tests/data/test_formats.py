@@ -131,13 +131,18 @@ class Speaker:
 
   encode_special = encode
   vocab_size = 256
-  encode_batch = decode_bytes = dump = encode
+  decode_bytes = dump = encode
+
+  def encode_batch(self, texts):
+    return [self.encode(text) for text in texts]
 
 
 def test_prompts_are_texts_or_conversations():
   template = ChatTemplate("{{ messages[0]['content'] }}{% if add_generation_prompt %}>{% endif %}")
   messages = [{'role': 'user', 'content': 'hi'}]
-  assert encode(Speaker(template), messages, 'yo') == ([*b'hi>yo', 8], 3)
-  assert encode(Speaker(template), 'hi', 'yo', begin=[1]) == ([1, *b'hiyo', 7], 3)
+  ranking = Ranking(messages, ('yo', 'no'), (1, 0))
+  assert encode(Speaker(template), ranking) == ([*b'hi>'], [[*b'yo', 8], [*b'no', 8]])
+  text = Ranking('hi', ('yo', ''), (1, 0))
+  assert encode(Speaker(template), text, begin=[1]) == ([1, *b'hi'], [[*b'yo', 7], [7]])
   with pytest.raises(UserError, match='no chat template'):
-    encode(Speaker(None), messages, 'yo')
+    encode(Speaker(None), ranking)

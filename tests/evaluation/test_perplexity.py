@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.evaluation.perplexity import evaluate
+from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.layers import Mlp
 from gpt_jax.models.positions import Learned
@@ -92,3 +92,10 @@ def test_no_data_is_said(params):
   for nothing in ([], [{'tokens': np.zeros((2, 9), np.int32), 'weights': np.zeros((2, 9), np.float32)}]):
     with pytest.raises(UserError, match='no token to predict'):
       evaluate(next_token_loss(MODEL), params, nothing)
+
+
+def test_what_was_measured_of_the_same_parameters_is_not_measured_again():
+  asked = []
+  measure = once(lambda params: asked.append(params) or {'loss': float(len(asked))})
+  first, other = {'a': 1}, {'a': 1}
+  assert [measure(params)['loss'] for params in (first, first, other, other, first)] == [1, 1, 2, 2, 3]

@@ -55,10 +55,10 @@ def test_it_learns_what_is_preferred(base, rated, tmp_path, capfd):
   texts = ['the fox over fox lazy', 'the dog; over quick lazy', 'the fox over quick lazy']
   rewards = [float(model.apply(params, jnp.asarray(tokenizer.encode(text))[None])[0]) for text in texts]
   assert rewards[0] > rewards[2] > rewards[1]
-  rows = Ranked(rankings(records(f'file:{rated}')), tokenizer, 32)
+  rows = Ranked(rankings(records(f'file:{rated}', 'validation')), tokenizer, 32)
   batch = rows.batch(np.arange(len(rows)))
   best = (batch['scores'] == batch['scores'].max(axis=1, keepdims=True)) & (batch['weights'] > 0)
-  of_best = np.asarray(jax.jit(functools.partial(rewards_of, model))(params, batch))[best]
+  of_best = np.asarray(jax.jit(functools.partial(rewards_of, model))(params, batch, jax.random.key(0)))[best]
   assert abs(of_best.mean()) < 1e-3 < abs(result['offset']), 'the best of the rankings have reward 0 on average'
   no_model = call(capfd, 'generate', f'--model={workdir}', '--prompt=a')
   assert no_model.code == 2 and 'it is no language model' in no_model.err

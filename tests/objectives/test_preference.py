@@ -108,7 +108,9 @@ def test_a_pair_by_hand():
 
 def test_what_is_measured_of_a_trained_model():
   batch = batch_of(SCORES, 6)
-  _, metrics = jax.jit(ranking_metrics(Linear(), bins=4))(PARAMS, batch, KEY)
+  model = Linear()
+  _, metrics = jax.jit(ranking_metrics(model, bins=4))(PARAMS, batch, KEY)
+  assert model.read == 4 * 6, 'once each'
   rewards = np.asarray(PARAMS['params'])[batch['tokens']].sum(-1)
   best, predicted, observed = [], [], []
   for row, scores in enumerate(SCORES):
