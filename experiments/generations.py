@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from experiments import language
 from gpt_jax.data import mixture
-from gpt_jax.data.answers import Answers, Pair
+from gpt_jax.data.answers import Answers, answered
 from gpt_jax.data.rows import Dataset, in_order
 from gpt_jax.data.sources import documents
 from gpt_jax.decoding.generate import generate
@@ -64,7 +64,7 @@ def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, nam
     pairs.append(generations(pathlib.Path(workdir), split, trained, how, config['seed'], name, prompts))
   longest = max(len(prompt) + len(answer) for found in pairs for prompt, answer in found)
   context = min(-(-longest // 16) * 16, trained.context or longest)
-  train, validation = (Answers(found, context) for found in pairs)
+  train, validation = (Answers([answered(*pair) for pair in found], context) for found in pairs)
   return Data([train], [1.0], [validation])
 
 
@@ -115,7 +115,7 @@ def generations(
   seed: int,
   name: str,
   prompts: Prompts,
-) -> list[Pair]:
+) -> list[tuple[list[int], list[int]]]:
   """Each prompt and what the model writes after it, written once to DIR/generations/SPLIT.jsonl as tokens.
 
   Broken off, it goes on behind the last whole line; draws are by the prompt's number, so that nothing else shows. What

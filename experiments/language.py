@@ -149,8 +149,8 @@ class Trained:
 
 
 def _begin(tokenizer: Tokenizer, run: Mapping[str, Any] | None) -> tuple[int, ...]:
-  """What stood before every text in training: of a run nothing, whatever its vocabulary was made for."""
-  return tokenizer.conventions.begin if run is None else ()
+  """What stood before every text in training: of a run what its config says, whatever its vocabulary was made for."""
+  return tokenizer.conventions.begin if run is None else tuple(run.get('begin', ()))
 
 
 MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gguf file, or asset:NAME'

@@ -1,4 +1,4 @@
-"""What people say of texts besides writing them: rankings of answers, from records of several forms."""
+"""Answers to prompts, and rankings of answers, from records of several forms."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -6,13 +6,128 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.conventions import Message
+from gpt_jax.data.answers import Taught, answered
+from gpt_jax.data.conventions import ChatTemplate, Message
 from gpt_jax.data.sources import Record
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.types import UserError
 
 Prompt = str | Sequence[Message]
 """A text to go on from, or a conversation to answer, which needs a vocabulary with a chat template."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """How a prompt is to be answered."""
+
+  prompt: Prompt
+  """Of a conversation all turns before the last answer; those of the assistant are to be learned as well."""
+  answer: str
+
+
+def demonstrations(records: Iterable[Record]) -> list[Demonstration]:
+  """The demonstrations of records of these forms.
+
+  {"messages"}, a conversation, up to the last turn of the assistant; {"prompt", "answer"} (or "completion"), where the
+  prompt may be a list of messages too; {"instruction", "input", "output"}, of which the input may be missing or empty
+  and otherwise follows the instruction after an empty line; {"text"}, all of which is an answer to nothing.
+
+  Raises:
+    UserError: a record of another form, which the line names.
+  """
+  found = []
+  for place, record in records:
+    if 'messages' in record:
+      turns = list(_messages(record['messages'], f'{place}: "messages" must be'))
+      while turns and turns[-1]['role'] != 'assistant':
+        turns.pop()
+      if not turns:
+        raise UserError(f'{place}: "messages" has no turn of the assistant to learn')
+      found.append(Demonstration(turns[:-1], turns[-1]['content']))
+    elif 'instruction' in record:
+      parts = [_text(record, name, place) for name in ('instruction', 'input') if record.get(name) or name != 'input']
+      found.append(Demonstration('\n\n'.join(parts), _text(record, 'output', place)))
+    elif 'prompt' in record:
+      name = 'completion' if 'completion' in record else 'answer'
+      found.append(Demonstration(_prompt(record, place), _text(record, name, place)))
+    else:
+      found.append(Demonstration('', _text(record, 'text', place)))
+  return found
+
+
+def prompts(records: Iterable[Record]) -> list[Prompt]:
+  """What records ask: "prompt", the turns of "messages" before the assistant's last, or a "text" to go on from.
+
+  Raises:
+    UserError: a record of another form, which the line names.
+  """
+  found: list[Prompt] = []
+  for place, record in records:
+    if 'prompt' in record:
+      found.append(_prompt(record, place))
+    elif 'messages' in record:
+      found += [demonstration.prompt for demonstration in demonstrations([(place, record)])]
+    else:
+      found.append(_text(record, 'text', place))
+  return found
+
+
+def ask(tokenizer: Tokenizer, prompt: Prompt, begin: Sequence[int] = ()) -> list[int]:
+  """The tokens of a prompt, up to where an answer begins; `begin` stands before a text.
+
+  Raises:
+    UserError: messages, and the vocabulary has no template.
+  """
+  if isinstance(prompt, str):
+    return [*begin, *tokenizer.encode(prompt).tolist()]
+  return tokenizer.encode_special(_template(tokenizer).render(prompt)).tolist()
+
+
+def teach(tokenizer: Tokenizer, demonstration: Demonstration, begin: Sequence[int] = ()) -> Taught:
+  """The tokens of a demonstration, of which those of answers are to be predicted, with what ends them.
+
+  An answer is tokenised apart from what stands before it, as when it is written. In a conversation every turn of the
+  assistant is an answer; what the template writes around it, but for its end, is not.
+
+  Args:
+    tokenizer: of the model.
+    demonstration: its prompt is a text, or messages for the chat template.
+    begin: tokens that stand before every text.
+
+  Raises:
+    UserError: messages, and the vocabulary has no template, or one that rewrites earlier turns.
+  """
+  if isinstance(demonstration.prompt, str):
+    ending = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    prompt = ask(tokenizer, demonstration.prompt, begin)
+    return answered(prompt, [*tokenizer.encode(demonstration.answer).tolist(), *ending])
+  chat, ends = _template(tokenizer), tokenizer.conventions.ends
+  messages = [*demonstration.prompt, {'role': 'assistant', 'content': demonstration.answer}]
+  tokens: list[int] = []
+  taught: list[bool] = []
+  written = ''
+  for number, message in enumerate(messages):
+    if message['role'] != 'assistant':
+      continue
+    before = chat.render(messages[:number])
+    after = chat.render(messages[: number + 1], add_generation_prompt=False)
+    if not before.startswith(written) or not after.startswith(before):
+      raise UserError(
+        'the chat template changes what it wrote of earlier turns: an answer has no place of its own in it'
+      )
+    read = tokenizer.encode_special(before[len(written) :]).tolist()
+    said = tokenizer.encode_special(after[len(before) :]).tolist()
+    end = next((place + 1 for place in reversed(range(len(said))) if said[place] in ends), len(said))
+    tokens += [*read, *said]
+    taught += [False] * len(read) + [True] * end + [False] * (len(said) - end)
+    written = after
+  return tokens, taught
+
+
+def _template(tokenizer: Tokenizer) -> ChatTemplate:
+  if tokenizer.conventions.chat is None:
+    raise UserError('the prompts are conversations, and the model has no chat template: give texts')
+  return tokenizer.conventions.chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +207,17 @@ def _number(value: Any, place: str) -> float:
 
 def _prompt(record: Mapping[str, Any], place: str) -> Prompt:
   prompt = record.get('prompt', '')
-  if isinstance(prompt, str):
-    return prompt
-  well = isinstance(prompt, list) and all(
+  return prompt if isinstance(prompt, str) else _messages(prompt, f'{place}: "prompt" must be a string, or')
+
+
+def _messages(found: Any, said: str) -> list[Message]:
+  well = isinstance(found, list) and all(
     isinstance(turn, Mapping) and all(isinstance(turn.get(field), str) for field in ('role', 'content'))
-    for turn in prompt
+    for turn in found
   )
-  if not well or not prompt:
-    raise UserError(f'{place}: "prompt" must be a string, or a list of messages with "role" and "content"')
-  return prompt
+  if not well or not found:
+    raise UserError(f'{said} a list of messages with "role" and "content"')
+  return found
 
 
 def encode(tokenizer: Tokenizer, ranking: Ranking, begin: Sequence[int] = ()) -> tuple[list[int], list[list[int]]]:
@@ -116,13 +233,8 @@ def encode(tokenizer: Tokenizer, ranking: Ranking, begin: Sequence[int] = ()) ->
   Raises:
     UserError: messages, and the vocabulary has no template.
   """
-  conventions = tokenizer.conventions
-  if isinstance(ranking.prompt, str):
-    prompt, end = [*begin, *tokenizer.encode(ranking.prompt).tolist()], tokenizer.end_of_text
-  else:
-    if conventions.chat is None:
-      raise UserError('the prompts are conversations, and the model has no chat template: give texts')
-    prompt = tokenizer.encode_special(conventions.chat.render(ranking.prompt)).tolist()
-    end = conventions.ends[0] if conventions.ends else None
+  is_text = isinstance(ranking.prompt, str)
+  end = tokenizer.end_of_text if is_text else next(iter(tokenizer.conventions.ends), None)
+  prompt = ask(tokenizer, ranking.prompt, begin)
   ending = [] if end is None else [end]
   return prompt, [[*ids.tolist(), *ending] for ids in tokenizer.encode_batch(ranking.responses)]

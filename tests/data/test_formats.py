@@ -5,11 +5,12 @@ import pytest
 
 from gpt_jax.data import tokenizers
 from gpt_jax.data.conventions import ChatTemplate
-from gpt_jax.data.formats import Ranking, encode, rankings
+from gpt_jax.data.formats import Demonstration, Ranking, demonstrations, encode, prompts, rankings, teach
 from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.rows import Dataset
 from gpt_jax.data.sources import records
 from gpt_jax.types import UserError
+from tests.data.test_conventions import chat_model
 
 
 def of(*found: dict, **how) -> list[Ranking]:
@@ -146,3 +147,77 @@ def test_prompts_are_texts_or_conversations():
   assert encode(Speaker(template), text, begin=[1]) == ([1, *b'hi'], [[*b'yo', 7], [7]])
   with pytest.raises(UserError, match='no chat template'):
     encode(Speaker(None), ranking)
+
+
+def shown(*found: dict) -> list[Demonstration]:
+  return demonstrations([(f'record {number}', record) for number, record in enumerate(found)])
+
+
+def test_demonstrations_by_hand():
+  user, said = {'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'yo'}
+  assert shown({'messages': [user, said, user]}) == [Demonstration([user], 'yo')]
+  assert shown({'messages': [user, said, user, said]}) == [Demonstration([user, said, user], 'yo')]
+  assert shown({'prompt': 'p', 'answer': 'a'}) == shown({'prompt': 'p', 'completion': 'a'}) == [Demonstration('p', 'a')]
+  assert shown({'prompt': [user], 'answer': 'a'}) == [Demonstration([user], 'a')]
+  assert shown({'instruction': 'i', 'input': '', 'output': 'o'}) == [Demonstration('i', 'o')]
+  assert shown({'instruction': 'i', 'input': 'x', 'output': 'o'}) == [Demonstration('i\n\nx', 'o')]
+  assert shown({'text': 't', 'rating': 3}) == [Demonstration('', 't')]
+  asked = [{'prompt': 'p'}, {'messages': [user, said]}, {'text': 't'}, {'prompt': [user]}]
+  assert prompts([('', record) for record in asked]) == ['p', [user], 't', [user]]
+
+
+@pytest.mark.parametrize(
+  ('record', 'message'),
+  [
+    ({'messages': []}, 'record 0: "messages" must be a list of messages'),
+    ({'messages': [{'role': 'user', 'content': 'hi'}]}, 'record 0: "messages" has no turn of the assistant'),
+    ({'prompt': 'p'}, 'record 0: "answer" is missing, or no string'),
+    ({'instruction': 'i'}, 'record 0: "output" is missing, or no string'),
+    ({'instruction': 3, 'output': 'o'}, 'record 0: "instruction" is missing, or no string'),
+    ({'texts': 't'}, 'record 0: "text" is missing, or no string'),
+  ],
+)
+def test_what_shows_nothing_is_refused_by_its_place(record, message):
+  with pytest.raises(UserError) as error:
+    shown(record)
+  assert message in str(error.value)
+
+
+def test_every_turn_of_the_assistant_is_taught_token_by_token():
+  tokenizer = chat_model()
+  turns = [
+    ('system', 'be kind'),
+    ('user', 'a fox?'),
+    ('assistant', 'the fox'),
+    ('user', 'and?'),
+    ('assistant', 'lazy dog'),
+  ]
+  messages = [{'role': role, 'content': content} for role, content in turns]
+  (demonstration,) = shown({'messages': messages})
+  tokens, taught = teach(tokenizer, demonstration)
+  text = (
+    '<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\na fox?<|im_end|>\n'
+    '<|im_start|>assistant\nthe fox<|im_end|>\n'
+    '<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nlazy dog<|im_end|>\n'
+  )
+  assert list(tokens) == tokenizer.encode_special(text).tolist()
+  said = [tokenizer.decode_bytes([token]).decode() for token, is_said in zip(tokens, taught, strict=True) if is_said]
+  assert ''.join(said) == 'the fox<|im_end|>lazy dog<|im_end|>'
+  first = taught.index(True)
+  assert tokenizer.decode_bytes(tokens[:first]).decode().endswith('<|im_start|>assistant\n')
+  # What it is taught to say is what it would write: the prompt of `generate`, and what ends it.
+  assert list(tokens[:first]) == tokenizer.encode_special(tokenizer.conventions.chat.render(messages[:2])).tolist()
+
+
+def test_texts_are_taught_with_their_end():
+  assert teach(Speaker(None), Demonstration('hi', 'yo'), begin=[1]) == (
+    [1, *b'hi', *b'yo', 7],
+    [False] * 3 + [True] * 3,
+  )
+  assert teach(BYTES, Demonstration('', 'yo'))[0][:2] == [*b'yo']
+  with pytest.raises(UserError, match='no chat template'):
+    teach(Speaker(None), Demonstration([{'role': 'user', 'content': 'hi'}], 'yo'))
+  forgetful = ChatTemplate("{{ messages | length }}{{ messages[-1]['content'] }}")
+  turns = [{'role': role, 'content': 'x'} for role in ('user', 'assistant', 'user')]
+  with pytest.raises(UserError, match='changes what it wrote of earlier turns'):
+    teach(Speaker(forgetful), Demonstration(turns, 'yo'))

@@ -1,0 +1,125 @@
+"""Teaching by demonstrations from the command line: what is shown is said, and what stays as it is stays so."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import language
+from tests.experiments import speaker
+from tests.experiments.program import call
+from tests.experiments.test_pretrain import lines, losses
+
+ANSWERS = {'fox': 'lazy dog', 'dog': 'brown fox', 'over': 'the the the', 'jumps': 'quick'}
+
+
+@pytest.fixture(scope='module')
+def shown(tmp_path_factory) -> pathlib.Path:
+  """Prompts of four kinds, each with its own answer."""
+  path = tmp_path_factory.mktemp('shown') / 'shown.jsonl'
+  records = [{'prompt': f'{word}; ', 'answer': answer} for word, answer in ANSWERS.items()] * 20
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  return path
+
+
+def flags(base: pathlib.Path, shown: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
+  source = f'--config.data.source=file:{shown}'
+  return ['--config=configs/instruct/tiny.py', f'--config.init_from={base}', source, f'--workdir={workdir}', *others]
+
+
+def test_it_answers_as_it_was_shown(base, shown, tmp_path, capfd):
+  workdir = tmp_path / 'run'
+  ended = call(capfd, 'instruct', *flags(base, shown, workdir, '--config.epochs=40'))
+  assert ended.code == 0, ended.err
+  assert 'train: 72 demonstrations in ' in ended.out and '0 are cut, 0 dropped' in ended.out
+  first = next(line for line in lines(workdir) if line['step'] == 0)
+  result = json.loads((workdir / 'result.json').read_text())
+  assert result['validation_loss'] < 0.1 and first['validation_loss'] > 1
+  for word, answer in ANSWERS.items():
+    said = call(
+      capfd,
+      'generate',
+      f'--model={workdir}',
+      f'--prompt={word}; ',
+      '--temperature=0',
+      f'--max_new_tokens={len(answer)}',
+    )
+    assert said.code == 0 and said.out.strip() == f'{word}; {answer}', said
+
+
+def test_lora_alone_learns_and_is_merged_when_read(base, shown, tmp_path, capfd):
+  workdir = tmp_path / 'run'
+  lora = [
+    '--config.lora=lora(rank=4, alpha=8, targets="query|value")',
+    '--config.epochs=8',
+    '--config.data.packed=False',
+  ]
+  ended = call(capfd, 'instruct', *flags(base, shown, workdir, *lora))
+  assert ended.code == 0, ended.err
+  found = [line['validation_loss'] for line in lines(workdir) if 'validation_loss' in line]
+  assert found[-1] < found[0] - 0.5
+  before, after = (language.load(str(name)).params['params'] for name in (base, workdir))
+  changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)
+  names = [jax.tree_util.keystr(path) for path, flag in jax.tree_util.tree_leaves_with_path(changed) if flag]
+  assert len(names) == 2 and "['query']['kernel']" in names[0] and "['value']['kernel']" in names[1]
+
+
+def test_broken_off_it_goes_on_with_text_mixed_in(base, shown, tmp_path, capfd):
+  text = f'--config.pretraining.source=file:{base.parent / "text.txt"}'
+  how = [text, '--config.pretraining.share=0.25', '--config.epochs=3']
+  assert call(capfd, 'instruct', *flags(base, shown, tmp_path / 'whole', *how)).code == 0
+  broken = flags(base, shown, tmp_path / 'broken', *how)
+  assert call(capfd, 'instruct', *broken).code == 0
+  steps = sorted(int(path.name) for path in (tmp_path / 'broken/checkpoints').iterdir() if path.name.isdigit())
+  for name in ('result.json', f'checkpoints/{steps[-1]}'):
+    (tmp_path / 'broken' / name).rename(tmp_path / pathlib.Path(name).name)
+  again = call(capfd, 'instruct', *broken)
+  assert again.code == 0 and f'after step {steps[-2]}' in again.out
+  assert losses(tmp_path / 'broken') == losses(tmp_path / 'whole')
+
+
+def test_conversations_of_a_model_that_begins_its_texts(tmp_path, capfd):
+  other = speaker.save(tmp_path / 'speaker')
+  path = tmp_path / 'turns.jsonl'
+  turns = [{'role': 'user', 'content': 'the fox?'}, {'role': 'assistant', 'content': 'lazy dog'}]
+  path.write_text(''.join(json.dumps({'messages': turns}) + '\n' for _ in range(40)))
+  how = ['--config.epochs=30', '--config.context=64', '--config.optimizer.learning_rate=1e-2']
+  ended = call(capfd, 'instruct', *flags(other, path, tmp_path / 'run', *how))
+  assert ended.code == 0, ended.err
+  said = call(capfd, 'generate', f'--model={tmp_path / "run"}', '--chat', '--prompt=the fox?', '--temperature=0')
+  assert said.out.strip() == 'lazy dog', 'it ends its turn by itself'
+  assert language.weights(str(tmp_path / 'run')).begin == language.weights(str(other)).begin != ()
+  record = '{"prompt": "the fox?", "answer": "lazy dog"}\n'
+  path.write_text(record * 40)
+  as_chat = flags(other, path, tmp_path / 'again', *how, '--config.data.chat=True')
+  assert call(capfd, 'instruct', *as_chat).code == 0
+  assert losses(tmp_path / 'again') == losses(tmp_path / 'run')
+
+
+def test_templates_in_turn_and_caps(base, shown, tmp_path, capfd):
+  how = ["--config.data.templates=('q; {};', 'the {} is')", '--config.data.cap=5', '--config.epochs=1']
+  ended = call(capfd, 'instruct', *flags(base, shown, tmp_path / 'run', *how, '--config.data.packed=False'))
+  assert ended.code == 0 and 'train: 5 demonstrations in 5 rows' in ended.out, ended
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (['--config.init_from='], 'config.init_from is missing'),
+    (['--config.data.source='], 'config.data.source is empty'),
+    (['--config.context=0'], 'config.context = 0 must be at least 1'),
+    (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
+    (['--config.epochs=0'], 'config.epochs = 0.0 must be above 0'),
+    (['--config.lora=lora(rank=0)'], 'rank = 0'),
+    (['--config.lora=loro(rank=4)'], "did you mean 'lora'"),
+    (['--config.pretraining.share=1.0'], 'config.pretraining.share = 1.0 must be from 0 up to 1'),
+    (["--config.data.templates=('Question',)"], "config.data.templates: 'Question' must have {} once"),
+    (['--config.data.chat=True'], 'no chat template'),
+  ],
+)
+def test_bad_configs_end_in_one_line(changes, message, base, shown, tmp_path, capfd):
+  ended = call(capfd, 'instruct', *flags(base, shown, tmp_path / 'run', *changes))
+  assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended.err
+  assert not (tmp_path / 'run').exists()
