@@ -80,13 +80,54 @@ class RewardModel(nn.Module):
     hidden, _ = self.transformer(tokens, layout)
     length = tokens.shape[1] if layout is None else jnp.sum(layout.segment > 0, axis=1)
     last = jnp.broadcast_to(jnp.maximum(length - 1, 0), tokens.shape[:1])
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-    return jnp.sum(hidden * self.kernel, axis=-1) + self.bias
+    return self._read(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+
+  def values(self, tokens: Int[Array, 'B T'], layout: Layout | None = None) -> Float[Array, 'B T']:
+    """What the head says at every token, for a model that learns to foresee rewards."""
+    return self._read(self.transformer(tokens, layout)[0])
+
+  def _read(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B']:
+    return jnp.sum(hidden.astype(jnp.float32) * self.kernel, axis=-1) + self.bias
 
 
 def reward_params(params: Params, drawn: Params) -> Params:
   """A reward model that begins as a language model does: its Transformer, and the head of parameters `drawn` anew."""
   return {'params': {**drawn['params'], 'transformer': params['params']['transformer']}}
+
+
+class ActorCritic(LanguageModel):
+  """A language model, the policy, and how good what it writes will turn out to be (PPO).
+
+  Its parameters are those of the language model and, besides, the critic's: of a Transformer of its own, under `critic`
+  as a reward model has them, or of a head alone on the policy's hidden states, which begins at zero.
+  """
+
+  critic_config: TransformerConfig | None = None
+  """Of the critic's own Transformer; None: it shares the policy's."""
+
+  def setup(self) -> None:
+    super().setup()
+    zeros = nn.initializers.zeros
+    if self.critic_config is not None:
+      self.critic = RewardModel(self.critic_config)
+    else:
+      self.kernel = self.param('reward_kernel', zeros, (self.config.model_dim,))
+      self.bias = self.param('reward_bias', zeros, ())
+
+  def features_and_values(
+    self, tokens: Int[Array, 'B T'], layout: Layout | None = None
+  ) -> tuple[Float[Array, 'B T D'], Unembedding, Float[Array, 'B T']]:
+    """`features` of the policy, and the value at every token."""
+    hidden, unembedding, _ = self.features(tokens, layout)
+    if self.critic_config is not None:
+      return hidden, unembedding, self.critic.values(tokens, layout)
+    return hidden, unembedding, jnp.sum(hidden.astype(jnp.float32) * self.kernel, axis=-1) + self.bias
+
+
+def policy_params(params: Params) -> Params:
+  """The language model's parameters of an `ActorCritic`'s, or its own as they are."""
+  critic = ('critic', 'reward_kernel', 'reward_bias')
+  return {'params': {name: branch for name, branch in params['params'].items() if name not in critic}}
 
 
 class Medusa(nn.Module):
