@@ -2,6 +2,7 @@
 
 import setuptools
 
+ALIGN = ['vaderSentiment>=3.3.2']
 LAUNCHERS = ['ray>=2.40', 'submitit>=1.5']
 NOTEBOOKS = ['ipykernel>=6.29', 'papermill>=2.6']
 TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-tqdm']
@@ -44,9 +45,10 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'align': ALIGN,
     'launchers': LAUNCHERS,
     'notebooks': NOTEBOOKS,
-    'test': [*LAUNCHERS, *NOTEBOOKS, *TEST],
+    'test': [*ALIGN, *LAUNCHERS, *NOTEBOOKS, *TEST],
     'parity': PARITY,
     'bench': PARITY,
     'cuda': ['jax[cuda13]>=0.10'],

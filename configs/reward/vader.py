@@ -1,4 +1,4 @@
-"""What people find positive, for the model of configs/pretrain/snippets.py: rankings of reviews, editorials and tweets.
+"""What people find positive, for the model of configs/instruct/snippets.py: rankings of reviews, editorials and tweets.
 
 Paper     Ouyang et al. 2022, InstructGPT, section 3.5: rankings of 4 to 9, all comparisons in one batch, one epoch,
           cosine to 10%, head N(0, 1 / (d + 1)); learning rate and batch are of this size of model
@@ -13,7 +13,7 @@ from configs.reward import base
 
 def get_config():
   config = base.get_config()
-  config.init_from = 'runs/snippets'
+  config.init_from = 'runs/instruct'
   config.context = 48
   config.batch_size = 16
   config.data.source = 'asset:vader'

@@ -1,0 +1,126 @@
+"""Learning from rewards, from the command line: what is rewarded is written, and a run broken off goes on."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import language, rewards
+from gpt_jax.types import UserError
+from tests.experiments.program import call
+from tests.experiments.test_pretrain import TEXT, lines, losses
+from tests.experiments.test_reward import flags as reward_flags
+from tests.experiments.test_reward import rated  # noqa: F401  a fixture
+
+
+@pytest.fixture(scope='module')
+def asked(tmp_path_factory) -> pathlib.Path:
+  """Texts to go on from."""
+  path = tmp_path_factory.mktemp('asked') / 'asked.jsonl'
+  path.write_text(''.join(json.dumps({'text': TEXT[start:] + TEXT}) + '\n' for start in range(len(TEXT))))
+  return path
+
+
+@pytest.fixture
+def letters(monkeypatch):
+  """A reward for every o that is written."""
+  monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda record, prompt, response: response.count('o') / 2)
+
+
+def flags(base: pathlib.Path, asked: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
+  source = f'--config.data.source=file:{asked}'
+  return ['--config=configs/policy/tiny.py', f'--config.init_from={base}', source, f'--workdir={workdir}', *others]
+
+
+@pytest.mark.parametrize(
+  'how',
+  [
+    ['--config.num_rollouts=12', '--config.evaluation.judge=letters'],
+    ['--config.num_rollouts=12', '--config.critic=shared', '--config.gae.whiten_rewards=True'],
+    ['--config.num_rollouts=8', '--config.estimator=grpo', '--config.rollout.num_samples=4'],
+    ['--config.num_rollouts=8', '--config.estimator=rloo', '--config.rollout.num_samples=2'],
+  ],
+  ids=['own critic', 'shared critic', 'grpo', 'rloo'],
+)
+def test_what_is_rewarded_is_written(how, base, asked, letters, tmp_path, capfd):
+  workdir = tmp_path / 'run'
+  ended = call(capfd, 'policy', *flags(base, asked, workdir, '--config.reward.function=letters', *how))
+  assert ended.code == 0, ended.err
+  assert 'train: 40 prompts; 0 are empty or longer' in ended.out and 'Time of a rollout and its updates' in ended.out
+  first = next(line for line in lines(workdir) if line['step'] == 0)
+  result = json.loads((workdir / 'result.json').read_text())
+  assert result['held_out_reward'] > 2 * first['held_out_reward'] > 0, (first, result)
+  assert result['held_out_kl'] > 1 and abs(first['held_out_kl']) < 1e-4
+  assert 0 < result['held_out_distinct_2'] < 1 and result['held_out_length'] <= 10
+  steps = [line for line in lines(workdir) if 'ratio' in line]
+  assert abs(steps[0]['ratio'] - 1) < 1e-5 and steps[0]['approximate_kl'] < 1e-9 and steps[-1]['kl'] > 1
+  assert ('explained_variance' in result) == ('estimator' not in str(how))
+  rollouts = [json.loads(line) for line in (workdir / 'rollouts.jsonl').read_text().splitlines()]
+  assert [line['rollout'] for line in rollouts] == list(range(len(rollouts))) and rollouts[-1]['reward'] > rollouts[0][
+    'reward'
+  ]
+  samples = [json.loads(line) for line in (workdir / 'samples.jsonl').read_text().splitlines()]
+  assert np.mean([line['response'].count('o') / 2 for line in samples]) == pytest.approx(result['held_out_reward'])
+  said = call(capfd, 'generate', f'--model={workdir}', f'--prompt={samples[0]["prompt"]}', '--max_new_tokens=10')
+  assert said.code == 0 and said.out.count('o') > 2, said
+
+
+def test_a_reward_model_is_learned_from_and_a_run_goes_on(base, rated, asked, tmp_path, capfd):  # noqa: F811
+  reward = tmp_path / 'reward'
+  assert call(capfd, 'reward', *reward_flags(base, rated, reward)).code == 0
+  text = f'--config.pretraining.source=file:{base.parent / "text.txt"}'
+  how = [f'--config.reward.model={reward}', text, '--config.pretraining.coefficient=1.0', '--config.kl.target=0.5']
+  assert call(capfd, 'policy', *flags(base, asked, tmp_path / 'whole', *how)).code == 0
+  broken = flags(base, asked, tmp_path / 'broken', *how)
+  assert call(capfd, 'policy', *broken).code == 0
+  for name in ('result.json', 'checkpoints/16'):
+    (tmp_path / 'broken' / name).rename(tmp_path / pathlib.Path(name).name)
+  again = call(capfd, 'policy', *broken)
+  assert again.code == 0 and 'after step 12' in again.out, again
+  assert losses(tmp_path / 'broken') == losses(tmp_path / 'whole')
+  read = lambda run: (tmp_path / run / 'rollouts.jsonl').read_text()
+  assert (
+    read('broken') == read('whole')
+    and len({json.loads(line)['kl_coefficient'] for line in read('whole').splitlines()}) == 4
+  )
+  result = json.loads((tmp_path / 'whole/result.json').read_text())
+  assert result['pretraining_loss'] < 1 and 'speed' in result and result['speed']['sampling_seconds'] > 0
+  # The critic begins as the reward model: its first value of a whole text is the reward of it.
+  assert language.load(str(tmp_path / 'whole')).model.config == language.load(str(base)).model.config
+  other = call(capfd, 'policy', *flags(base, asked, tmp_path / 'none', f'--config.reward.model={base}'))
+  assert other.code == 2 and 'has no reward.json' in other.err
+
+
+def test_functions_by_hand():
+  record = {'answer': ' 42'}
+  answer = rewards.FUNCTIONS['answer']
+  assert [answer(record, 'p', text) for text in ('42', ' 42\nmore', '42.', 'x 42', '')] == [1, 1, 0, 0, 0]
+  vader = rewards.FUNCTIONS['vader']
+  assert vader({}, 'great', 'It is dull.') < -0.3 and vader({}, 'dull', 'A great film!') > 0.5
+  with pytest.raises(UserError, match="did you mean 'vader'"):
+    rewards.of_function('vade', 'config.reward.function', None, {})
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (['--config.init_from='], 'config.init_from is missing'),
+    (['--config.reward.function='], 'config.reward takes either a model'),
+    (['--config.reward.model=x'], 'config.reward takes either a model'),
+    (['--config.reward.function=vadr'], "did you mean 'vader'"),
+    (['--config.data.source='], 'config.data.source is empty'),
+    (['--config.rollout.prompts=0'], 'config.rollout.prompts = 0 must be at least 1'),
+    (['--config.minibatches=3'], 'config.minibatches = 3 does not divide the 16 responses'),
+    (['--config.rollout.temperature=0'], 'config.rollout.temperature = 0.0 must be above 0'),
+    (['--config.estimator=ppo'], "config.estimator = 'ppo'"),
+    (['--config.estimator=rloo'], 'config.rollout.num_samples must be 2 or more'),
+    (['--config.critic=none'], "config.critic = 'none'"),
+    (['--config.rollout.max_new_tokens=60'], 'exceeds the 64 learned positions'),
+    (['--config.rollout.truncate_at=fox'], "config.rollout.truncate_at = 'fox' is no token"),
+  ],
+)
+def test_bad_configs_end_in_one_line(changes, message, base, asked, tmp_path, capfd):
+  ended = call(capfd, 'policy', *flags(base, asked, tmp_path / 'run', '--config.reward.function=vader', *changes))
+  assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended.err
+  assert not (tmp_path / 'run').exists()
