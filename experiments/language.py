@@ -71,8 +71,10 @@ def beginning(
   return found.changed(config['model']), found.tokenizer, found
 
 
-def check(config: Mapping[str, Any], workdir: str | None = None) -> None:
-  """Refuses what is wrong in the config of a run, as far as it can be known before any data is read; see `beginning`.
+def check(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
+  """The config as a run keeps it, if nothing is wrong with it that can be known before any data is read.
+
+  See `beginning`.
 
   Raises:
     UserError: it names the field.
@@ -85,6 +87,7 @@ def check(config: Mapping[str, Any], workdir: str | None = None) -> None:
   check_context(model, max(config['context'], *config['measure']['contexts'], 1))
   make_optimizer(config['optimizer'], config['num_steps'])
   BatchRamp(config['batch_size'], config['context'], **config['batch_ramp'])
+  return dict(config)
 
 
 def flops(config: Mapping[str, Any]) -> float:

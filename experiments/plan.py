@@ -11,14 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import language
+from experiments import actors, language
 from experiments.launchers import Task
 from gpt_jax.names import choose, nearest
 from gpt_jax.training.fields import flat
 from gpt_jax.types import UserError
 
-EXPERIMENTS = {'pretrain': language}
-"""What can run a point, and the module that checks its configs and knows what they cost."""
+EXPERIMENTS: Mapping[str, Any] = {'pretrain': language, 'policy': actors}
+"""What can run a point, and the module that checks and completes its configs, and knows what they cost."""
 
 REQUIRED = ('claim', 'source', 'experiment', 'config', 'points', 'baseline', 'metrics', 'expect')
 RELATIONS = {
@@ -27,7 +27,15 @@ RELATIONS = {
   'alike': ('metric', 'of', 'than', 'margin'),
   'straight': ('margin',),
 }
-OPTIONAL = {'x': None, 'x_label': None, 'columns': None, 'fit': False, 'threads': 1}
+OPTIONAL: Mapping[str, Any] = {
+  'x': None,
+  'x_label': None,
+  'columns': None,
+  'fit': False,
+  'curves': {},
+  'summary': {},
+  'threads': 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +75,8 @@ def load(path: str, workdir: str, first_seed: int = 0) -> Sweep:
   for name, point in zip(names, points, strict=True):
     config = _called(spec['config'], 'get_config')
     _override(config, point, path)
-    configs.append(config.to_dict())
     try:
-      experiment.check(configs[-1])
+      configs.append(experiment.check(config.to_dict()))
     except UserError as error:
       raise UserError(f'{path}: point {name}: {error}') from None
     folder = str(pathlib.Path(workdir).absolute() / 'points' / name)

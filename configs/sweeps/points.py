@@ -4,13 +4,15 @@ A sweep is a file whose `get_sweep()` returns plain data:
 
   claim       what the sweep is to show, in words
   source      where that is from
-  experiment  whose main runs a point: 'pretrain'
+  experiment  whose main runs a point: 'pretrain', 'policy'
   config      the file every point starts from
   points      what each point changes, made by the functions below
   baseline    fields of the settings that all others are compared with, all else alike
   metrics     columns of the table with their labels, the first one first of all; `speed.` columns are times
   x           (optional) the field or column of the horizontal axis
   columns     (optional) a family of columns drawn over numbers: {'label': ..., 'metric': ..., 'at': {128: column, ...}}
+  curves      (optional) metrics of evaluations with their labels, drawn over the steps of training
+  summary     (optional) numbers of summary.json by name, means over runs: {'metric': ..., 'of': fields of a setting}
   fit         (optional) True: a power law of the first metric over x
   expect      what the claim says of the table: {'metric', 'of', 'than', 'is': 'lower', 'higher' or 'alike', 'margin'},
               or, of a fit, {'is': 'straight', 'margin': relative deviation}; 'where' restricts the settings

@@ -12,7 +12,7 @@ from gpt_jax.evaluation.statistics import PowerLaw, interval, lookup, summarize
 from gpt_jax.training.plots import smoothed
 
 Curves = Mapping[str, Mapping[Any, Sequence[tuple[float, float]]]]
-"""By label, then by seed: points of training tokens and loss."""
+"""By label, then by seed: points of training (tokens or steps) and what was found there."""
 
 MARKERS = 'osD^vP*X'
 LEGEND = 120
@@ -93,16 +93,22 @@ def columns(
   return figure
 
 
-def curves(runs: Curves) -> Figure:
-  """Smoothed training loss over tokens, a line a setting, with the band of its seeds."""
-  figure, axes = blank('training tokens', 'training loss, smoothed (nats per token)')
+def curves(
+  runs: Curves,
+  x_label: str = 'training tokens',
+  y_label: str = 'training loss, smoothed (nats per token)',
+  smooth: bool = True,
+) -> Figure:
+  """Values over the course of training, a line a setting, with the band of its seeds."""
+  figure, axes = blank(x_label, y_label)
   for number, (name, seeds) in enumerate(runs.items()):
     length = min(map(len, seeds.values()))
-    values = np.array([smoothed([loss for _, loss in points[:length]]) for points in seeds.values()])
-    tokens = [place for place, _ in next(iter(seeds.values()))[:length]]
+    each = [[value for _, value in points[:length]] for points in seeds.values()]
+    values = np.array([smoothed(one) if smooth else one for one in each])
+    places = [place for place, _ in next(iter(seeds.values()))[:length]]
     low, high = interval(values)
-    axes.plot(tokens, values.mean(axis=0), color=f'C{number}', label=name, linewidth=1.2)
-    axes.fill_between(tokens, low, high, color=f'C{number}', alpha=0.2, linewidth=0)
+    axes.plot(places, values.mean(axis=0), color=f'C{number}', label=name, linewidth=1.2)
+    axes.fill_between(places, low, high, color=f'C{number}', alpha=0.2, linewidth=0)
   _legend(figure, axes)
   return figure
 

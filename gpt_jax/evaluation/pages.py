@@ -41,9 +41,21 @@ def write(root: pathlib.Path, results: Results, command: str, again: pd.DataFram
   for name, columns in (('table.csv', results.table.columns.drop(times)), ('times.csv', ['point', *times])):
     write_whole(folder / name, results.table[columns].to_csv(index=False))
   write_json(folder / 'page.json', {'claim': results.spec['claim'], 'verdict': answer})
+  if results.spec['summary']:
+    write_json(folder / 'summary.json', summary(results))
   write_whole(folder / 'README.md', _text(results, found, list(drawings), command, again))
   _index(root)
   return answer
+
+
+def summary(results: Results) -> dict[str, float]:
+  """The numbers that the sweep asks for: means over the runs of a setting, and how many seeds each has at least."""
+  found, seeds = {}, []
+  for name, wanted in results.spec['summary'].items():
+    runs = lookup(results.table, wanted['of'])
+    seeds.append(runs['seed'].nunique())
+    found[name] = float(runs[wanted['metric']].mean())
+  return {'seeds': int(min(seeds)), **found}
 
 
 def drawn(results: Results) -> dict[str, Figure]:
@@ -60,12 +72,15 @@ def drawn(results: Results) -> dict[str, Figure]:
   if spec['columns']:
     family = spec['columns']
     made['columns'] = figures.columns(table, fields, family['at'], family['label'], family['metric'])
-  made['curves'] = figures.curves(curves(results))
+  for metric, metric_label in spec['curves'].items():
+    made[f'{metric}_over_steps'] = figures.curves(curves(results, 'step', metric), 'updates', metric_label, False)
+  if not spec['curves']:
+    made['curves'] = figures.curves(curves(results, 'tokens', 'loss'))
   return made
 
 
-def curves(results: Results) -> Curves:
-  """Training loss by setting and seed; over a field x only the best x of each group, of others the first CURVES."""
+def curves(results: Results, x: str, metric: str) -> Curves:
+  """What the logs say by setting and seed; over a field x only the best x of each group, of others the first CURVES."""
   chosen = results.settings
   if results.spec['x'] in results.fields:
     x = results.spec['x']
@@ -79,7 +94,7 @@ def curves(results: Results) -> Curves:
     points = {}
     for _, run in runs[runs['status'] == 'finished'].iterrows():
       lines = read_lines(results.folders[run['point']])
-      points[run['seed']] = [(float(line['tokens']), line['loss']) for line in lines if line.get('loss') is not None]
+      points[run['seed']] = [(float(line[x]), line[metric]) for line in lines if line.get(metric) is not None]
     if points:
       found[label(setting)] = points
   return found
