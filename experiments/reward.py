@@ -3,7 +3,7 @@
 python -m experiments.reward --config=configs/reward/vader.py --workdir=DIR [--config.FIELD=VALUE ...]
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -13,41 +13,34 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import pandas as pd
 
-from experiments import command, language
+from experiments import command, language, preferences
 from experiments.heads import REWARD_FILE
 from gpt_jax.data import mixture, tokenizers
-from gpt_jax.data.formats import Ranking, rankings
-from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.rows import in_order
-from gpt_jax.data.sources import records
 from gpt_jax.evaluation.figures import calibration
 from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import reward_flops
 from gpt_jax.models.heads import RewardModel, reward_params
 from gpt_jax.models.parts import to_config
-from gpt_jax.names import choose
 from gpt_jax.objectives.preference import ranking_loss, ranking_metrics
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.plots import save
 from gpt_jax.training.run import run
 from gpt_jax.training.workdir import prepare, write_json
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/reward')
 WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it writes, and where it goes on from')
 
-FORMS: Mapping[str, Callable[[Ranking], list[Ranking]]] = {'grouped': lambda ranking: [ranking], 'pairs': Ranking.pairs}
-"""What is a row, by name: a ranking, or each of its comparisons."""
-
 
 def train(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  form = _checked(config)
+  form = preferences.checked(config)
   found = language.weights(config['init_from'])
   cfg = found.changed(config['model'])
   language.check_context(cfg, config['context'])
-  train, validation = (ranked(config, found, split, form) for split in ('train', 'validation'))
+  train, validation = (preferences.ranked(config, found, split, form) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   make_optimizer(config['optimizer'], num_steps)
   config = {**config, 'num_steps': num_steps}
@@ -93,38 +86,6 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots.')
-
-
-def _checked(config: Mapping[str, Any]) -> Callable[[Ranking], list[Ranking]]:
-  """What makes rows of a ranking.
-
-  Raises:
-    UserError: what is wrong in the config, as far as it can be known before any data is read.
-  """
-  if not config['init_from']:
-    raise UserError(f'config.init_from is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
-  for name in ('batch_size', 'context', 'eval_batch_size'):
-    if config[name] < 1:
-      raise UserError(f'config.{name} = {config[name]} must be at least 1')
-  if config['epochs'] <= 0:
-    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
-  make_optimizer(config['optimizer'], 1)
-  return choose('config.data.form', config['data']['form'], FORMS)
-
-
-def ranked(
-  config: Mapping[str, Any], found: language.Weights, split: str, form: Callable[[Ranking], list[Ranking]]
-) -> Ranked:
-  """The rankings of a split of config.data as rows, and a line that says what there is."""
-  data = config['data']
-  held = [record for name in language.sources_of(data) for record in records(name, split, data['held_out'])]
-  every = rankings(held, least=data['least'], most=data['most'], seed=config['seed'])
-  rows = [row for ranking in every[: data['limit'] or None] for row in form(ranking)]
-  made = Ranked(rows, found.tokenizer, config['context'], found.begin)
-  comparisons = sum(len(row.pairs()) for row in rows)
-  print(f'{split}: {len(rows):,} rankings, {comparisons:,} comparisons; {made.cut:,} of {made.texts:,} texts are cut')
-  return made
 
 
 def bins(values: Mapping[str, float]) -> pd.DataFrame:

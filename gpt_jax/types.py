@@ -15,9 +15,11 @@ Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
 """A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional).
 
-Of rankings: tokens and layout [B, K, T], of K responses to one prompt; weights and scores [B, K].
+Of rankings: tokens, layout and said [B, K, T], of K responses to one prompt, said 1 at their own tokens; weights and
+scores [B, K].
 Of frozen models, what they say to the inputs, which are all tokens but the last: hidden [B, T - 1, D]; teacher_tokens
-and teacher_logprobs [B, T - 1, k].
+and teacher_logprobs [B, T - 1, k]; reference_logprobs [B, T - 1], or of whole responses [B, K].
+Of a rollout, besides: old_logprobs, advantages, values, returns [B, T - 1]; scores [B]; pretraining, a batch of text.
 """
 
 

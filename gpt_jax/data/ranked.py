@@ -34,11 +34,13 @@ class Ranked:
     shape = (len(rankings), max(len(ranking.responses) for ranking in rankings))
     self._tokens = np.zeros((*shape, context), np.int32)
     self._lengths = np.zeros(shape, np.int32)
+    self._prompts = np.zeros((len(rankings), 1, 1), np.int32)
     self._scores = np.zeros(shape, np.float32)
     for row, ranking in enumerate(rankings):
       prompt, responses = encode(tokenizer, ranking, begin)
       if len(prompt) >= context:
         raise UserError(f'prompt {row} has {len(prompt)} tokens: context = {context} must leave room for a response')
+      self._prompts[row] = len(prompt)
       for place, response in enumerate(responses):
         tokens = [*prompt, *response]
         if not tokens:
@@ -63,12 +65,17 @@ class Ranked:
     return len(self._tokens)
 
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
-    """tokens [B, K, T] and their layout; scores and weights [B, K], 1 where there is a response; -1 gives none."""
+    """tokens [B, K, T], their layout, and `said`, 1 at the tokens of responses; scores and weights [B, K].
+
+    weights are 1 where there is a response; an index of -1 gives none.
+    """
     lengths = np.where(indices[:, None] >= 0, self._lengths[indices], 0)
-    real = np.arange(self.context) < lengths[..., None]
+    places = np.arange(self.context)
+    real = places < lengths[..., None]
     return {
       'tokens': np.where(real, self._tokens[indices], 0),
       'weights': (lengths > 0).astype(np.float32),
       'scores': self._scores[indices],
+      'said': (real & (places >= self._prompts[indices])).astype(np.float32),
       'layout': one_text(real),
     }

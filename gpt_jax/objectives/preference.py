@@ -1,11 +1,13 @@
-"""What people prefer: rewards learned from how they rank responses."""
+"""What people prefer: rewards, or policies themselves, learned from how they rank responses."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from gpt_jax.objectives.likelihood import Model
+from gpt_jax.objectives.policy import response_logprobs
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
 
 
@@ -50,12 +52,64 @@ def _of_rewards(rewards: Float[Array, 'B K'], batch: Batch, margin: float) -> tu
   better = preferred(batch)
   apart = rewards[:, :, None] - rewards[:, None, :]
   scores = batch['scores'][:, :, None] - batch['scores'][:, None, :]
-  losses = jnp.where(better, -jax.nn.log_sigmoid(apart - margin * scores), 0)
+  losses = -jax.nn.log_sigmoid(apart - margin * scores)
+  return _over_pairs(losses, better, batch), {'accuracy': _mean(apart > 0, better)}
+
+
+def _over_pairs(losses: Float[Array, 'B K K'], better: Bool[Array, 'B K K'], batch: Batch) -> Mean:
+  """1 / C(K, 2) times the sum over pairs, a mean over rankings."""
   number = jnp.sum(batch['weights'], axis=1)
   pairs = number * (number - 1) / 2
-  each = jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1)
-  loss = Mean(jnp.sum(each), jnp.sum(pairs > 0).astype(jnp.float32))
-  return loss, {'accuracy': _mean(apart > 0, better)}
+  each = jnp.sum(jnp.where(better, losses, 0), axis=(1, 2)) / jnp.maximum(pairs, 1)
+  return Mean(jnp.sum(each), jnp.sum(pairs > 0).astype(jnp.float32))
+
+
+def log_likelihoods(model: Model, params: Params, batch: Batch, *, chunk: int | None = None) -> Float[Array, 'B K']:
+  """log pi of every response of rankings, after its prompt, in nats; each is read once."""
+  rows, responses = batch['tokens'].shape[:2]
+  flat = lambda x: x.reshape(rows * responses, *x.shape[2:])
+  texts = {name: jax.tree.map(flat, batch[of]) for name, of in (('tokens', 'tokens'), ('weights', 'said'))}
+  texts['layout'] = jax.tree.map(flat, batch['layout'])
+  found = response_logprobs(model, params, texts, chunk=chunk)
+  return jnp.sum(found * texts['weights'][:, 1:], axis=1).reshape(rows, responses)
+
+
+def dpo_loss(
+  model: Model,
+  *,
+  beta: float | int = 0.1,
+  label_smoothing: float | int = 0.0,
+  form: Literal['sigmoid', 'ipo'] = 'sigmoid',
+  chunk: int | None = None,
+) -> LossFn:
+  """Learns from preferences without a reward model (Rafailov et al. 2023, equation 7).
+
+  With h = log pi - reference_logprobs of whole responses, which the batch has [B, K], and d = h_w - h_l:
+  -(1 - s) log sigmoid(beta d) - s log sigmoid(-beta d), s the label smoothing (Mitchell 2023, conservative DPO); or
+  (d - 1 / (2 beta))^2, IPO (Azar et al. 2023, equation 17). All pairs of a ranking come from K readings, as in
+  `ranking_loss`; of two responses it is the papers'.
+
+  Metrics: accuracy, how often the better of a pair has gained more; margin, beta d; and chosen_gain and rejected_gain,
+  the means of h over pairs, in nats.
+  """
+
+  def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
+    del rng
+    gains = log_likelihoods(model, params, batch, chunk=chunk) - batch['reference_logprobs']
+    better, apart = preferred(batch), gains[:, :, None] - gains[:, None, :]
+    if form == 'ipo':
+      losses = jnp.square(apart - 1 / (2 * beta))
+    else:
+      right, wrong = jax.nn.log_sigmoid(beta * apart), jax.nn.log_sigmoid(-beta * apart)
+      losses = -(1 - label_smoothing) * right - label_smoothing * wrong
+    return _over_pairs(losses, better, batch), {
+      'accuracy': _mean(apart > 0, better),
+      'margin': _mean(beta * apart, better),
+      'chosen_gain': _mean(jnp.broadcast_to(gains[:, :, None], apart.shape), better),
+      'rejected_gain': _mean(jnp.broadcast_to(gains[:, None, :], apart.shape), better),
+    }
+
+  return loss_fn
 
 
 def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:

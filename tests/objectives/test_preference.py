@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.objectives.preference import ranking_loss, ranking_metrics
+from gpt_jax.objectives.preference import dpo_loss, log_likelihoods, ranking_loss, ranking_metrics
 from gpt_jax.types import Layout
 
 WIDTH, KEY = 7, jax.random.key(0)
@@ -129,3 +129,67 @@ def test_what_is_measured_of_a_trained_model():
     if within.any():
       np.testing.assert_allclose(metrics[f'predicted_{k}'].value, np.array(predicted)[within].mean(), rtol=1e-5)
       np.testing.assert_allclose(metrics[f'observed_{k}'].value, np.array(observed)[within].mean(), rtol=1e-5)
+
+
+class Bigrams:
+  """A language model of the token before alone."""
+
+  def apply(self, params, tokens, layout=None, *, method, rngs=None):
+    del layout, rngs
+    assert method == 'features'
+    return params['logits'][tokens], jax.tree_util.Partial(lambda hidden: hidden), None
+
+
+def policy_and_batch(seed: int = 3) -> tuple[dict, dict]:
+  """Responses of different lengths after two tokens of prompt, and what a reference says of them."""
+  rng = np.random.default_rng(seed)
+  batch = batch_of(SCORES, 6)
+  lengths = rng.integers(3, 6, batch['tokens'].shape[:2])
+  places = np.arange(5)
+  batch['said'] = ((places >= 2) & (places < lengths[..., None])).astype(np.float32)
+  batch['reference_logprobs'] = rng.normal(size=lengths.shape).astype(np.float32) - 4
+  return {'logits': jnp.asarray(rng.normal(size=(WIDTH, WIDTH)), jnp.float32)}, batch
+
+
+@pytest.mark.parametrize(
+  ('how', 'each'),
+  [
+    ({'beta': 0.3}, lambda d: jnp.log1p(jnp.exp(-0.3 * d))),
+    (
+      {'beta': 0.3, 'label_smoothing': 0.2},
+      lambda d: 0.8 * jnp.log1p(jnp.exp(-0.3 * d)) + 0.2 * jnp.log1p(jnp.exp(0.3 * d)),
+    ),
+    ({'beta': 0.5, 'form': 'ipo'}, lambda d: (d - 1.0) ** 2),
+  ],
+)
+@pytest.mark.parametrize('chunk', [None, 3])
+def test_dpo_and_its_gradient_are_those_of_a_loop_over_pairs(how, each, chunk):
+  params, batch = policy_and_batch()
+
+  def by_pairs(params):
+    total = 0.0
+    for row, scores in enumerate(SCORES):
+      gains = []
+      for k in range(len(scores)):
+        tokens, gain = batch['tokens'][row, k], -batch['reference_logprobs'][row, k]
+        for t in np.flatnonzero(batch['said'][row, k]):
+          gain += jax.nn.log_softmax(params['logits'][tokens[t - 1]])[tokens[t]]
+        gains.append(gain)
+      pairs = [(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b]
+      total += sum(each(gains[i] - gains[j]) for i, j in pairs) / math.comb(len(scores), 2)
+    return total / len(SCORES)
+
+  loss_fn = jax.jit(dpo_loss(Bigrams(), chunk=chunk, **how))
+  loss, gradient = jax.value_and_grad(lambda params: loss_fn(params, batch, KEY)[0].value)(params)
+  wanted, wanted_gradient = jax.value_and_grad(by_pairs)(params)
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  np.testing.assert_allclose(gradient['logits'], wanted_gradient['logits'], atol=1e-5)
+
+
+def test_a_policy_that_is_its_reference_has_no_preference():
+  params, batch = policy_and_batch()
+  said = log_likelihoods(Bigrams(), params, jax.tree.map(jnp.asarray, batch))
+  loss, metrics = dpo_loss(Bigrams())(params, {**jax.tree.map(jnp.asarray, batch), 'reference_logprobs': said}, KEY)
+  pairs = [5 / 6, 1, 0, 1]  # of each ranking, over C(K, 2)
+  np.testing.assert_allclose(loss.value, math.log(2) * sum(pairs) / 4, rtol=1e-5)
+  assert metrics['margin'].value == metrics['chosen_gain'].value == metrics['rejected_gain'].value == 0
