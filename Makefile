@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-assets test-parity lint bench clean
+.PHONY: quickstart align test test-slow test-assets test-parity lint bench clean
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
+
+align: .venv/align
+	$(BIN)/python -m experiments.align --road=configs/align/positive.py --workdir=runs/align
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -45,6 +48,10 @@ bench: .venv/bench
 
 .venv/test: .venv/core
 	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv/align: .venv/core
+	$(BIN)/python -m pip install -q -e '.[align]'
 	touch $@
 
 .venv/parity: .venv/test

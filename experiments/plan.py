@@ -55,7 +55,7 @@ def load(path: str, workdir: str, first_seed: int = 0) -> Sweep:
   Raises:
     UserError: what is wrong with the file, or with a point of it.
   """
-  spec = _called(path, 'get_sweep')
+  spec = called(path, 'get_sweep')
   if not isinstance(spec, Mapping):
     raise UserError(f'{path}: get_sweep() gives {type(spec).__name__}, not a dict')
   spec = {**OPTIONAL, **spec}
@@ -73,7 +73,7 @@ def load(path: str, workdir: str, first_seed: int = 0) -> Sweep:
     raise UserError(f'{path} has the point {twice} twice')
   configs, tasks = [], []
   for name, point in zip(names, points, strict=True):
-    config = _called(spec['config'], 'get_config')
+    config = called(spec['config'], 'get_config')
     _override(config, point, path)
     try:
       configs.append(experiment.check(config.to_dict()))
@@ -116,7 +116,7 @@ def _check_comparisons(path: str, spec: Mapping[str, Any], points: Sequence[Mapp
           raise UserError(f'{path}: expect compares {side}, which is no point')
 
 
-def _called(path: str, function: str) -> Any:
+def called(path: str, function: str) -> Any:
   """What a function of a Python file returns."""
   try:
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)

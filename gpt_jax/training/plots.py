@@ -11,7 +11,7 @@ Lines = Sequence[dict[str, Any]]
 
 
 def plot(workdir: str | pathlib.Path, lines: Lines) -> None:
-  """Draws DIR/plots/{loss,learning_rate,grad_norm}.png from the lines of metrics.jsonl."""
+  """Draws DIR/plots/{loss,learning_rate,grad_norm}.png from the lines of metrics.jsonl, and all else in metrics.png."""
   folder = pathlib.Path(workdir) / 'plots'
   folder.mkdir(parents=True, exist_ok=True)
   curves = (
@@ -41,6 +41,30 @@ def plot(workdir: str | pathlib.Path, lines: Lines) -> None:
       axes.legend()
     axes.grid(alpha=0.3)
     save(figure, folder / f'{name}.png')
+  others = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in ELSEWHERE]
+  others = [name for name in others if not name.endswith(('_loss', '_perplexity')) and _curve(lines, name)[0]]
+  if others:
+    save(_panels(lines, others), folder / 'metrics.png')
+
+
+ELSEWHERE = ('step', 'loss', 'learning_rate', 'grad_norm', 'tokens', 'tokens_per_second', 'seconds')
+"""What has a figure of its own, or none."""
+
+COLUMNS = 4
+
+
+def _panels(lines: Lines, names: Sequence[str]) -> Figure:
+  """A small plot of each metric over the steps; evaluations, which are few, have dots."""
+  rows = -(-len(names) // COLUMNS)
+  figure = Figure(figsize=(3.2 * COLUMNS, 2.2 * rows), layout='constrained')
+  for number, name in enumerate(names):
+    axes = figure.add_subplot(rows, COLUMNS, number + 1)
+    steps, values = _curve(lines, name)
+    axes.plot(steps, values, 'o-' if len(steps) < 30 else '-', markersize=3, linewidth=1)
+    axes.set_title(name.replace('_', ' '), fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+  return figure
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:

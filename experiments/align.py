@@ -1,0 +1,161 @@
+"""Runs the whole road, from text to an aligned model, and writes one page of it.
+
+python -m experiments.align --road=configs/align/positive.py --workdir=DIR
+
+Run again, it goes on where it stopped. The page is DIR/README.md and DIR/index.html.
+"""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags
+import numpy as np
+import pandas as pd
+
+from experiments import command, language, plan, prompts, rewards
+from gpt_jax.data import tokenizers
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.evaluation import pages
+from gpt_jax.evaluation.text import distinct
+from gpt_jax.rollouts import Writing
+from gpt_jax.training.workdir import read_json, write_json, write_whole
+from gpt_jax.types import UserError
+
+ROAD = flags.DEFINE_string('road', None, 'a file of configs/align')
+WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the road: one of each stage, and the page')
+
+TEACHES = {
+  'pretrain': 'learns to write from text as it comes',
+  'instruct': 'learns from demonstrations, of which answers alone are predicted',
+  'reward': 'learns what people prefer, from how they rated texts',
+  'policy': 'learns from rewards for what it writes itself (PPO)',
+}
+"""What each stage is for; a road is made of some of them."""
+
+
+def stages(road: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, list[str]]:
+  """The command of each stage by its name.
+
+  Raises:
+    UserError: a stage that is no experiment here, or a field that names a stage which does not come before.
+  """
+  commands: dict[str, list[str]] = {}
+  for name, stage in road['stages'].items():
+    if name not in TEACHES:
+      raise UserError(f'{ROAD.value}: stage {name!r} is none of {", ".join(TEACHES)}')
+    folders = {earlier: str(workdir / earlier) for earlier in commands}
+    try:
+      fields = {field: str(value).format(**folders) for field, value in stage['fields'].items()}
+    except KeyError as error:
+      raise UserError(f'{ROAD.value}: stage {name} names {error}, which does not come before it') from None
+    overrides = [f'--config.{field}={value}' for field, value in fields.items()]
+    line = [sys.executable, '-m', f'experiments.{name}', f'--config={stage["config"]}', *overrides]
+    commands[name] = [*line, f'--workdir={workdir / name}']
+  return commands
+
+
+def run(commands: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> None:
+  """Runs what is not finished, a stage after the other, each in a process of its own; times go to times.json."""
+  path = workdir / 'times.json'
+  seconds = read_json(path) if path.exists() else {}
+  for name, line in commands.items():
+    if (workdir / name / 'result.json').exists():
+      continue
+    print(f'\n=== {name}: {TEACHES[name]}\n', flush=True)
+    began = time.perf_counter()
+    code = subprocess.run(line, check=False).returncode
+    if code:
+      raise SystemExit(code)
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+    write_json(path, seconds)
+
+
+def compared(road: Mapping[str, Any], workdir: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """What the models of the stages write after the same held-out prompts: figures, and texts beside each other."""
+  config = read_json(workdir / 'policy' / 'config.json')['config']
+  found = language.weights(str(workdir / 'policy'))
+  asked = prompts.of_split(config['data'], found, 'validation')
+  asked = asked[:: max(len(asked) // road['judged_prompts'], 1)][: road['judged_prompts']]
+  decode = lambda ids: tokenizers.decode(found.tokenizer, [i for i in ids if i not in prompts.ends(found.tokenizer)])
+  judge = rewards.of_function(
+    config['evaluation']['judge'], 'evaluation.judge', found.tokenizer, {tuple(ids): record for ids, record in asked}
+  )
+  rollout = config['rollout']
+  writing = Writing(rollout['max_new_tokens'], Sampling(rollout['temperature']), stop_ids=prompts.ends(found.tokenizer))
+  rows, texts = [], {'prompt': [decode(ids) for ids, _ in asked[: road['shown_prompts']]]}
+  for name in road['compared']:
+    trained = language.load(str(workdir / name))
+    responses = writing(trained.model, trained.params, [ids for ids, _ in asked], seed=1)
+    said = judge(responses)
+    rows.append({
+      'stage': name,
+      'positive': f'{np.mean(said > config["evaluation"]["positive_above"]):.0%}',
+      'compound score': float(np.mean(said)),
+      'distinct bigrams': distinct([one.tokens for one in responses], 2),
+      'tokens': float(np.mean([len(one.tokens) for one in responses])),
+    })  # fmt: skip
+    texts[name] = [decode(one.tokens) for one in responses[: road['shown_prompts']]]
+  return pd.DataFrame(rows), pd.DataFrame(texts)
+
+
+def page(road: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes README.md and index.html of a finished road."""
+  table, texts = compared(road, workdir)
+  seconds = read_json(workdir / 'times.json')
+  plain = texts.map(lambda text: ' '.join(text.split()).replace('|', '\\|').replace('<', '&lt;').replace('*', '\\*'))
+  parts = [
+    f'# {road["title"]}',
+    f'{len(road["stages"])} stages in {sum(seconds.values()) / 60:.0f} minutes. What was written after the first '
+    f'tokens of {road["judged_prompts"]} held-out texts, judged by what none of the models learned from:',
+    pages.markdown(table),
+    '## The same beginnings, gone on with',
+    plain.to_markdown(index=False),
+  ]
+  for name in road['stages']:
+    result = read_json(workdir / name / 'result.json')
+    shown = {key: value for key, value in result.items() if isinstance(value, float) and key.startswith(KEPT)}
+    plots = sorted(path.name for path in (workdir / name / 'plots').glob('*.png') if path.stem in PLOTS)
+    parts += [f'## {name}', f'{TEACHES[name].capitalize()}; {seconds.get(name, 0.0) / 60:.1f} minutes.']
+    parts += [pages.markdown(pd.DataFrame([shown]).T.reset_index(names='').rename(columns={0: 'value'}))]
+    parts += [f'![{name}, {plot}]({name}/plots/{plot})' for plot in plots]
+  text = '\n\n'.join(parts) + '\n'
+  write_whole(workdir / 'README.md', text)
+  write_whole(workdir / 'index.html', html(road['title'], text))
+
+
+KEPT = ('validation_', 'held_out_', 'pretraining_loss')
+"""Beginnings of what is shown of a result."""
+
+PLOTS = ('loss', 'calibration', 'metrics')
+
+
+def html(title: str, text: str) -> str:
+  """A page of Markdown for a browser."""
+  try:
+    import markdown
+  except ImportError as error:
+    raise UserError("the page needs a library: pip install 'gpt_jax[align]'") from error
+  style = (
+    'body{max-width:70em;margin:2em auto;font-family:sans-serif} img{max-width:60%}'
+    'td,th{padding:.2em .6em;text-align:left;vertical-align:top}'
+  )
+  body = markdown.markdown(text, extensions=['tables'])
+  return f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{style}</style>\n{body}\n'
+
+
+def main(_: Any) -> None:
+  workdir = pathlib.Path(command.required(WORKDIR))
+  road = plan.called(command.required(ROAD), 'get_road')
+  commands = stages(road, workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  run(commands, workdir)
+  page(road, workdir)
+  print(f'Done: {workdir}/index.html shows every stage beside the others.')
+
+
+if __name__ == '__main__':
+  command.run(main)
