@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
       'b1': 0.9,
       'b2': 0.95,
       'eps': 1e-8,
+      'eps_hat': False,  # True: added before the second moment's bias is corrected, as in TensorFlow 1
       'momentum': 0.95,  # of muon and sgd
       'weight_decay': 0.1,
       'decay_mask': r'(kernel|embedding|table)$',  # regex over parameter paths

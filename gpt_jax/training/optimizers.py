@@ -29,6 +29,7 @@ FIELDS: dict[str, Any] = {
   'b1': 0.9,
   'b2': 0.95,
   'eps': 1e-8,
+  'eps_hat': False,  # True: it is added before the second moment's bias is corrected, as in TensorFlow 1
   'momentum': 0.95,  # muon, sgd
   'weight_decay': 0.1,  # times the learning rate, as in PyTorch
   'decay_mask': r'(kernel|embedding|table)$',  # a regex over parameter paths
@@ -47,7 +48,21 @@ MATRICES = (
 
 
 def _adam(config: Mapping[str, Any]) -> optax.GradientTransformation:
-  return optax.scale_by_adam(config['b1'], config['b2'], config['eps'], mu_dtype=jnp.float32)
+  """m / (sqrt(v) + eps), both corrected for their bias; or epsilon-hat (Kingma and Ba 2015, end of section 2).
+
+  sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps): the first steps are smaller, by up to sqrt(1 - b2) where eps rules.
+  """
+  b1, b2, eps = config['b1'], config['b2'], config['eps']
+  if not config['eps_hat']:
+    return optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
+  moments = optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.float32)
+
+  def update(gradients, state, params=None):
+    _, state = moments.update(gradients, state, params)
+    factor = jnp.sqrt(1 - b2**state.count) / (1 - b1**state.count)
+    return jax.tree.map(lambda m, v: factor * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+
+  return optax.GradientTransformation(moments.init, update)
 
 
 def _adafactor(config: Mapping[str, Any]) -> optax.GradientTransformation:

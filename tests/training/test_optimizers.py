@@ -218,3 +218,19 @@ def test_unknown_names():
     make_optimizer({'name': 'adam'}, 10)
   with pytest.raises(UserError, match=r"optimizer.wieght_decay is no field; did you mean 'weight_decay'\?"):
     make_optimizer({'wieght_decay': 0.1}, 10)
+
+
+@pytest.mark.parametrize('eps', [1e-8, 1e-2])
+def test_epsilon_hat_by_a_loop(eps):
+  """TensorFlow 1's Adam: learning_rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
+  gradients = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * 1e-2
+  config = {'learning_rate': 0.1, 'schedule': 'constant', 'clip_norm': 0, 'weight_decay': 0, 'b1': 0.8, 'b2': 0.9}
+  optimizer = make_optimizer({**config, 'eps': eps, 'eps_hat': True}, 5)
+  params = {'kernel': jnp.zeros(4)}
+  state, m, v, x = optimizer.init(params), np.zeros(4), np.zeros(4), np.zeros(4)
+  for t, gradient in enumerate(gradients, 1):
+    updates, state = optimizer.update({'kernel': jnp.asarray(gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+    m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
+    x -= 0.1 * np.sqrt(1 - 0.9**t) / (1 - 0.8**t) * m / (np.sqrt(v) + eps)
+    np.testing.assert_allclose(params['kernel'], x, rtol=1e-4)
