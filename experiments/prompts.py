@@ -29,7 +29,7 @@ def of_split(data: Mapping[str, Any], found: language.Weights, split: str) -> li
         left_out += 1
   print(f'{split}: {len(kept):,} prompts; {left_out:,} are empty or longer than {limit} tokens, and left out')
   if not kept:
-    raise UserError(f'config.data.source has no prompt of at most {limit} tokens for {split}')
+    raise UserError(f'the source has no prompt of at most {limit} tokens for {split}')
   return kept
 
 
