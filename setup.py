@@ -3,6 +3,7 @@
 import setuptools
 
 ALIGN = ['Markdown>=3.6', 'vaderSentiment>=3.3.2']
+GYM = ['reasoning-gym>=0.1.20']
 LAUNCHERS = ['ray>=2.40', 'submitit>=1.5']
 NOTEBOOKS = ['ipykernel>=6.29', 'papermill>=2.6']
 TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-Markdown', 'types-tqdm']
@@ -47,9 +48,10 @@ setuptools.setup(
   extras_require={
     'align': ALIGN,
     'curation': ['scrubadub>=2.0'],
+    'gym': GYM,
     'launchers': LAUNCHERS,
     'notebooks': NOTEBOOKS,
-    'test': [*ALIGN, *LAUNCHERS, *NOTEBOOKS, *TEST],
+    'test': [*ALIGN, *GYM, *LAUNCHERS, *NOTEBOOKS, *TEST],
     'parity': PARITY,
     'bench': PARITY,
     'cuda': ['jax[cuda13]>=0.10'],

@@ -42,7 +42,17 @@ def _answer(record: Mapping[str, Any], prompt: str, response: str) -> float:
   return float(response.strip().split('\n')[0].strip() == str(record.get('answer')).strip())
 
 
-FUNCTIONS: dict[str, Verifier] = {'vader': _vader, 'answer': _answer}
+def _gym(record: Mapping[str, Any], prompt: str, response: str) -> float:
+  """What reasoning-gym says of an answer to one of its tasks, from 0 to 1."""
+  import reasoning_gym  # the source of such records needs it already
+
+  del prompt
+  entry = {'question': record['prompt'], 'answer': record['answer'], 'metadata': record['metadata']}
+  score = reasoning_gym.get_score_answer_fn(record['metadata']['source_dataset'])
+  return float(score(response.strip(), entry))
+
+
+FUNCTIONS: dict[str, Verifier] = {'vader': _vader, 'answer': _answer, 'gym': _gym}
 """By name. A verifiable reward is one more line here."""
 
 

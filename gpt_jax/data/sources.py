@@ -9,13 +9,14 @@ import gzip
 import json
 import pathlib
 from typing import Any
+import urllib.parse
 import zlib
 
 from gpt_jax import cache
 from gpt_jax.names import choose, nearest
 from gpt_jax.types import UserError
 
-KINDS = ('asset', 'file', 'tfds', 'hf')
+KINDS = ('asset', 'file', 'tfds', 'hf', 'gym')
 SPLITS = ('train', 'validation')
 
 
@@ -39,7 +40,8 @@ def documents(spec: str, split: str = 'train', held_out: float | int = 0.1) -> D
   """The documents of a source.
 
   `asset:NAME`, one of our corpora, built on first use; `file:PATH`, a text (one document) or JSON lines with a field
-  "text", either also as .gz, or a folder or glob of such; `tfds:NAME[/CONFIG]`; `hf:NAME[:CONFIG]`.
+  "text", either also as .gz, or a folder or glob of such; `tfds:NAME[/CONFIG]`; `hf:NAME[:CONFIG]`;
+  `gym:TASK[?OPTION=VALUE&...]`, tasks of reasoning-gym with their answers.
 
   Args:
     spec: which source.
@@ -52,6 +54,10 @@ def documents(spec: str, split: str = 'train', held_out: float | int = 0.1) -> D
     return _file(spec, name, split, held_out)
   if kind == 'hf':
     return _hub(spec, name, split, held_out)
+  if kind == 'gym':
+    tasks = records(spec, split, held_out)
+    read = lambda: (f'{task["prompt"]} {task["answer"]}' for _, task in tasks)
+    return Documents(f'{spec} ({split})', json.dumps([spec, split, held_out]), read)
   examples, builder, part = _built(spec, kind, name, split, held_out)
   return _from_builder(spec, split, examples, builder, part)
 
@@ -60,7 +66,9 @@ def _checked(spec: str, split: str, held_out: float | int) -> tuple[str, str]:
   """Kind and name of a source."""
   kind, _, name = spec.partition(':')
   if kind not in KINDS or not name:
-    raise UserError(f'source {spec!r} is none of file:PATH, asset:NAME, tfds:NAME, hf:NAME; {nearest(kind, KINDS)}')
+    raise UserError(
+      f'source {spec!r} is none of file:PATH, asset:NAME, tfds:NAME, hf:NAME, gym:NAME; {nearest(kind, KINDS)}'
+    )
   if split not in SPLITS:
     raise UserError(f'source {spec!r}: split {split!r} is not one of {", ".join(SPLITS)}')
   if not 0 <= held_out < 1:
@@ -82,6 +90,10 @@ def records(spec: str, split: str = 'train', held_out: float | int = 0.1) -> lis
     found = [(place, record) for path in _paths(spec, name) for place, record in _objects(path)]
     cut = round(len(found) * (1 - held_out))
     return found[:cut] if split == 'train' else found[cut:]
+  if kind == 'gym':
+    tasks = _gym(spec, name)
+    cut = round(len(tasks) * (1 - held_out))
+    return tasks[:cut] if split == 'train' else tasks[cut:]
   if kind == 'hf':
     examples: Any = _hub_examples(spec, name, split, held_out)[0]
   else:
@@ -235,6 +247,25 @@ def _from_builder(spec: str, split: str, examples: Any, builder: Any, part: str)
   identity = json.dumps([builder.info.full_name, part, len(examples), builder.info.dataset_size])
   read = lambda: (example[field].decode('utf-8', 'surrogateescape') for example in examples)
   return Documents(f'{spec} ({split})', identity, read)
+
+
+def _gym(spec: str, name: str) -> list[Record]:
+  """Tasks of reasoning-gym, whose answers can be checked: gym:chain_sum?max_terms=2&size=500&seed=0."""
+  try:
+    import reasoning_gym
+  except ImportError as error:
+    raise UserError(f'source {spec!r} needs the reasoning-gym library: pip install reasoning-gym') from error
+  task, _, query = name.partition('?')
+  try:
+    options = {field: json.loads(value) for field, value in urllib.parse.parse_qsl(query, strict_parsing=bool(query))}
+    tasks = list(reasoning_gym.create_dataset(task, **{'size': 500, 'seed': 0, **options}))
+  except Exception as error:  # no such task or option, or values that it refuses: the library says which
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    raise UserError(f'source {spec!r}: could not be made ({said})') from error
+  return [
+    (f'{spec}, task {number}', {'prompt': made['question'], 'answer': made['answer'], 'metadata': made['metadata']})
+    for number, made in enumerate(tasks)
+  ]
 
 
 def _hub_examples(spec: str, name: str, split: str, held_out: float | int) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from gpt_jax.data.conventions import ChatTemplate
 from gpt_jax.data.formats import Demonstration, Ranking, demonstrations, encode, prompts, rankings, teach
 from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.rows import Dataset
-from gpt_jax.data.sources import records
+from gpt_jax.data.sources import documents, records
 from gpt_jax.types import UserError
 from tests.data.test_conventions import chat_model
 
@@ -90,6 +90,19 @@ def test_records_of_files(tmp_path):
     records(f'file:{path}')
   with pytest.raises(UserError, match='none of file:PATH'):
     records('x')
+
+
+def test_tasks_that_can_be_checked():
+  train, held_out = (records('gym:chain_sum?size=10&max_terms=2', split, 0.2) for split in ('train', 'validation'))
+  assert len(train) == 8 and len(held_out) == 2 and train == records('gym:chain_sum?size=10&max_terms=2', 'train', 0.2)
+  assert (
+    train[0][1]['prompt'].endswith('=') and str(eval(train[0][1]['metadata']['expression'])) == train[0][1]['answer']
+  )
+  (text, *_) = documents('gym:chain_sum?size=10&max_terms=2', 'train', 0.2)
+  assert text == f'{train[0][1]["prompt"]} {train[0][1]["answer"]}'
+  for spec in ('gym:chain_sun', 'gym:chain_sum?sizes=3', 'gym:chain_sum?size', 'gym:chain_sum?size=x'):
+    with pytest.raises(UserError, match='could not be made'):
+      records(spec)
 
 
 BYTES = tokenizers.tokenizer('bytes')

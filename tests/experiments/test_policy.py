@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import language, rewards
+from gpt_jax.data.sources import records
 from gpt_jax.types import UserError
 from tests.experiments.program import call
 from tests.experiments.test_pretrain import TEXT, lines, losses
@@ -92,10 +93,29 @@ def test_a_reward_model_is_learned_from_and_a_run_goes_on(base, rated, asked, tm
   assert other.code == 2 and 'has no reward.json' in other.err
 
 
+def test_tasks_whose_answers_are_checked(tmp_path, capfd):
+  """A model of characters learns sums by demonstrations, then by nothing but whether its answers are right."""
+  source = '--config.data.source=gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1&size=400'
+  model = ['--config.model.positions=learned(96)', '--config.context=90', '--config.num_steps=5']
+  base, taught = tmp_path / 'base', tmp_path / 'taught'
+  assert call(capfd, 'pretrain', '--config=configs/pretrain/tiny.py', source, *model, f'--workdir={base}').code == 0
+  shown = [f'--config.init_from={base}', '--config.context=90', '--config.epochs=2', '--config.data.packed=False']
+  assert call(capfd, 'instruct', '--config=configs/instruct/tiny.py', source, *shown, f'--workdir={taught}').code == 0
+  how = ['--config.reward.function=gym', '--config.estimator=grpo', '--config.rollout.num_samples=4']
+  how += ['--config.data.prompt_tokens=80', '--config.data.beginnings=False', '--config.rollout.max_new_tokens=3']
+  ended = call(capfd, 'policy', *flags(taught, tmp_path, tmp_path / 'run', *how, source))
+  assert ended.code == 0, ended.err
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  assert 0 <= result['held_out_reward'] <= 1 and 'reward' in result
+
+
 def test_functions_by_hand():
   record = {'answer': ' 42'}
   answer = rewards.FUNCTIONS['answer']
   assert [answer(record, 'p', text) for text in ('42', ' 42\nmore', '42.', 'x 42', '')] == [1, 1, 0, 0, 0]
+  ((_, task),) = records('gym:chain_sum?size=1', held_out=0)
+  gym = rewards.FUNCTIONS['gym']
+  assert gym(task, task['prompt'], f' {task["answer"]}\n') == 1 and gym(task, task['prompt'], 'many') < 0.1
   vader = rewards.FUNCTIONS['vader']
   assert vader({}, 'great', 'It is dull.') < -0.3 and vader({}, 'dull', 'A great film!') > 0.5
   with pytest.raises(UserError, match="did you mean 'vader'"):
