@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
+	@echo "Next: make align, from text to a model aligned by people's judgements, in less than twenty minutes."
 
 align: .venv/align
 	$(BIN)/python -m experiments.align --road=configs/align/positive.py --workdir=runs/align

@@ -102,7 +102,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     if config['reward']['model']:  # how far it can be trusted
       result = read_json(pathlib.Path(config['reward']['model']) / 'result.json')
       found['reward_pair_accuracy'] = result['validation_accuracy']
-    total = sum(source.seconds.values())
+    total = sum(source.seconds.values()) or 1.0
     print('Time of a rollout and its updates: ' + ', '.join(f'{k} {v / total:.0%}' for k, v in source.seconds.items()))
     return {**found, 'speed': {f'{name}_seconds': seconds for name, seconds in source.seconds.items()}}
 

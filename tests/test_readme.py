@@ -92,6 +92,23 @@ def test_command(command, shown, trained, other, heads, tmp_path, capfd):
     words = [word for word in words if not word.startswith('--config=')]
     words += ['--config=configs/reward/tiny.py', f'--config.init_from={trained}', '--config.epochs=0.1']
     words += [f'--config.data.source=file:{tmp_path}/rated.jsonl']
+  if name in ('instruct', 'show', 'policy'):
+    (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 20)
+    kept = [word for word in words if not word.startswith('--config=')]
+    config = 'instruct' if name == 'show' else name
+    words = [
+      *kept,
+      f'--config=configs/{config}/tiny.py',
+      f'--config.init_from={trained}',
+      f'--config.data.source=file:{tmp_path}/texts.jsonl',
+    ]
+    words += (
+      ['--config.epochs=1'] if config == 'instruct' else ['--config.reward.function=vader', '--config.num_rollouts=1']
+    )
+  if name == 'best_of':
+    (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 4)
+    words = [word for word in words if not word.startswith(('--reward=', '--source=', '--n=', '--split='))]
+    words += ['--function=vader', f'--source=file:{tmp_path}/texts.jsonl', '--n=2', '--max_new_tokens=8']
   if name == 'medusa':
     words = [word for word in words if not word.startswith('--config=')] + heads_of(trained)
   run = spawn if name in ('sweep', 'compare') else functools.partial(call, capfd)
