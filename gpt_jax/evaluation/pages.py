@@ -48,9 +48,10 @@ def write(root: pathlib.Path, results: Results, command: str, again: pd.DataFram
   return answer
 
 
-def summary(results: Results) -> dict[str, float]:
+def summary(results: Results) -> dict[str, float | int]:
   """The numbers that the sweep asks for: means over the runs of a setting, and how many seeds each has at least."""
-  found, seeds = {}, []
+  found: dict[str, float | int] = {}
+  seeds = []
   for name, wanted in results.spec['summary'].items():
     runs = lookup(results.table, wanted['of'])
     seeds.append(runs['seed'].nunique())
@@ -79,7 +80,7 @@ def drawn(results: Results) -> dict[str, Figure]:
   return made
 
 
-def curves(results: Results, x: str, metric: str) -> Curves:
+def curves(results: Results, along: str, metric: str) -> Curves:
   """What the logs say by setting and seed; over a field x only the best x of each group, of others the first CURVES."""
   chosen = results.settings
   if results.spec['x'] in results.fields:
@@ -94,7 +95,9 @@ def curves(results: Results, x: str, metric: str) -> Curves:
     points = {}
     for _, run in runs[runs['status'] == 'finished'].iterrows():
       lines = read_lines(results.folders[run['point']])
-      points[run['seed']] = [(float(line[x]), line[metric]) for line in lines if line.get(metric) is not None]
+      points[run['seed']] = [
+        (float(line[along]), float(line[metric])) for line in lines if line.get(metric) is not None
+      ]
     if points:
       found[label(setting)] = points
   return found

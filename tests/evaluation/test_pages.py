@@ -32,7 +32,8 @@ def results(tmp_path: pathlib.Path, expect: list[dict], gap: float = 0.5, **spec
   columns = ['point', 'model.num_layers', 'model.part', 'seed', 'status', LOSS, 'speed.tokens_per_second']
   spec = {
     'claim': 'b is lower.', 'source': 'nobody', 'baseline': {'model.part': 'a'}, 'metrics': {LOSS: 'loss (nats)'},
-    'x': None, 'x_label': None, 'columns': None, 'fit': False, 'threads': 1, 'expect': expect, **spec,
+    'x': None, 'x_label': None, 'columns': None, 'fit': False, 'curves': {}, 'summary': {}, 'threads': 1,
+    'expect': expect, **spec,
   }  # fmt: skip
   return Results('trial', spec, pd.DataFrame(rows, columns=columns), columns[1:3], folders)
 
@@ -114,6 +115,26 @@ def test_a_figure_names_settings_as_they_were_given(tmp_path):
 def test_other_figures_are_drawn(tmp_path, spec):
   made = results(tmp_path, [expectation('b', 'lower')], **spec)
   assert {'validation_loss', 'curves'} <= set(pages.drawn(made))
+
+
+def test_evaluations_over_steps_and_numbers_for_a_summary(tmp_path):
+  """Of a policy: its curves are of what was measured now and then, in place of its loss."""
+  of, metric = {'model.num_layers': 4, 'model.part': 'b'}, 'held_out_reward'
+  wanted = {'deep_b': {'metric': LOSS, 'of': of}}
+  made = results(tmp_path, [expectation('b', 'lower')], curves={metric: 'reward'}, summary=wanted)
+  for folder in made.folders.values():
+    lines = [{'step': step, metric: step**2} if step % 2 else {'step': step, 'loss': 1.0} for step in range(6)]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  drawn = pages.drawn(made)
+  assert 'curves' not in drawn
+  axes = drawn['held_out_reward_over_steps'].axes[0]
+  np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 1], [3, 9], [5, 25]])
+  assert axes.get_ylabel() == 'reward' and axes.get_xlabel() == 'updates'
+  pages.write(tmp_path / 'docs', made, 'python -m experiments.sweep')
+  table = made.table
+  deep = table[(table['model.num_layers'] == 4) & (table['model.part'] == 'b')][LOSS].mean()
+  found = json.loads((tmp_path / 'docs/trial/summary.json').read_text())
+  assert found == {'seeds': 5, 'deep_b': deep}
 
 
 def test_a_legend_lies_within_its_figure():
