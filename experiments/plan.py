@@ -32,6 +32,7 @@ OPTIONAL: Mapping[str, Any] = {
   'x_label': None,
   'columns': None,
   'fit': False,
+  'frontier': (),
   'curves': {},
   'summary': {},
   'threads': 1,

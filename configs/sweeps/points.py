@@ -11,6 +11,7 @@ A sweep is a file whose `get_sweep()` returns plain data:
   metrics     columns of the table with their labels, the first one first of all; `speed.` columns are times
   x           (optional) the field or column of the horizontal axis
   columns     (optional) a family of columns drawn over numbers: {'label': ..., 'metric': ..., 'at': {128: column, ...}}
+  frontier    (optional) two metrics, one drawn against the other: what is paid, and what is got for it
   curves      (optional) metrics of evaluations with their labels, drawn over the steps of training
   summary     (optional) numbers of summary.json by name, means over runs: {'metric': ..., 'of': fields of a setting}
   fit         (optional) True: a power law of the first metric over x

@@ -34,6 +34,7 @@ def get_sweep():
       'pretraining_loss': 'loss on novels (nats per token)',
       'reward_pair_accuracy': 'reward model: held-out comparisons right',
     },
+    'frontier': ('held_out_kl', 'held_out_reward'),
     'curves': {share: 'share of positive continuations', 'held_out_kl': 'KL (nats a response)'},
     'summary': {
       'sft_positive_share': {'metric': share, 'of': SFT},

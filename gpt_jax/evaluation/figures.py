@@ -113,6 +113,17 @@ def curves(
   return figure
 
 
+def frontier(table: pd.DataFrame, fields: Sequence[str], x: str, x_label: str, y: str, y_label: str) -> Figure:
+  """One metric against another: each run a small dot, the mean of its setting a large one."""
+  figure, axes = blank(x_label, y_label)
+  for number, (setting, runs) in enumerate(table.groupby(list(fields), sort=False, dropna=False)):
+    name = label({field: value for field, value in zip(fields, setting, strict=True) if pd.notna(value)})
+    axes.plot(runs[x], runs[y], 'o', color=f'C{number}', alpha=0.35, markersize=4)
+    axes.plot(runs[x].mean(), runs[y].mean(), 'D', color=f'C{number}', label=name, markersize=7)
+  _legend(figure, axes)
+  return figure
+
+
 def calibration(table: pd.DataFrame) -> Figure:
   """How often what was predicted came true, by bins of the prediction: dots as large as their `share` of it."""
   figure, axes = blank('predicted probability of being preferred', 'how often it was')

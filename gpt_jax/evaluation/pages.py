@@ -73,6 +73,9 @@ def drawn(results: Results) -> dict[str, Figure]:
   if spec['columns']:
     family = spec['columns']
     made['columns'] = figures.columns(table, fields, family['at'], family['label'], family['metric'])
+  if spec['frontier']:
+    x, y = spec['frontier']
+    made['frontier'] = figures.frontier(table, fields, x, results.label(x), y, results.label(y))
   for metric, metric_label in spec['curves'].items():
     made[f'{metric}_over_steps'] = figures.curves(curves(results, 'step', metric), 'updates', metric_label, False)
   if not spec['curves']:

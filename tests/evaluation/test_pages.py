@@ -1,5 +1,6 @@
 """Pages of made-up runs whose answer is known."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -32,8 +33,8 @@ def results(tmp_path: pathlib.Path, expect: list[dict], gap: float = 0.5, **spec
   columns = ['point', 'model.num_layers', 'model.part', 'seed', 'status', LOSS, 'speed.tokens_per_second']
   spec = {
     'claim': 'b is lower.', 'source': 'nobody', 'baseline': {'model.part': 'a'}, 'metrics': {LOSS: 'loss (nats)'},
-    'x': None, 'x_label': None, 'columns': None, 'fit': False, 'curves': {}, 'summary': {}, 'threads': 1,
-    'expect': expect, **spec,
+    'x': None, 'x_label': None, 'columns': None, 'fit': False, 'frontier': (), 'curves': {}, 'summary': {},
+    'threads': 1, 'expect': expect, **spec,
   }  # fmt: skip
   return Results('trial', spec, pd.DataFrame(rows, columns=columns), columns[1:3], folders)
 
@@ -125,8 +126,12 @@ def test_evaluations_over_steps_and_numbers_for_a_summary(tmp_path):
   for folder in made.folders.values():
     lines = [{'step': step, metric: step**2} if step % 2 else {'step': step, 'loss': 1.0} for step in range(6)]
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  drawn = pages.drawn(made)
+  made.table[metric] = np.arange(30.0)
+  drawn = pages.drawn(dataclasses.replace(made, spec={**made.spec, 'frontier': (metric, LOSS)}))
   assert 'curves' not in drawn
+  means = [line.get_xydata()[0] for line in drawn['frontier'].axes[0].lines[1::2]]
+  wanted_means = made.table.groupby(list(made.fields), sort=False)[[metric, LOSS]].mean().to_numpy()
+  np.testing.assert_allclose(means, wanted_means)
   axes = drawn['held_out_reward_over_steps'].axes[0]
   np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 1], [3, 9], [5, 25]])
   assert axes.get_ylabel() == 'reward' and axes.get_xlabel() == 'updates'
