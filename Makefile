@@ -36,6 +36,7 @@ bench: .venv/bench
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/quantization.py
 	$(BIN)/python bench/reward.py
+	$(BIN)/python bench/rollouts.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
 .venv/bin/pip:

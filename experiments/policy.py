@@ -97,7 +97,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     evaluations['pretraining'] = held_out_text(config, found, cfg, placement)
 
   def summary(params: Params) -> dict[str, Any]:
-    del params
+    source.settle(params)
     found: dict[str, Any] = {}
     if config['reward']['model']:  # how far it can be trusted
       result = read_json(pathlib.Path(config['reward']['model']) / 'result.json')

@@ -176,9 +176,7 @@ class Rollouts:
 
   def __call__(self, index: int, state: TrainState) -> Iterator[Batch]:
     """The minibatches from step `index` on, up to the end of its rollout."""
-    jax.block_until_ready(state.params)
-    if self._left is not None:
-      self._add('updating', time.perf_counter() - self._left)
+    self.settle(state.params)
     steps = self.minibatches * self.epochs
     number, done = divmod(index, steps)
     batch = self.roll(number, state.params)
@@ -191,6 +189,13 @@ class Rollouts:
       if self.pretraining is not None:
         minibatch['pretraining'] = self.pretraining(number * steps + step)
       yield minibatch
+
+  def settle(self, params: Params) -> None:
+    """Waits for the updates since the last rollout, and counts their time."""
+    jax.block_until_ready(params)
+    if self._left is not None:
+      self._add('updating', time.perf_counter() - self._left)
+    self._left = None
 
   def roll(self, number: int, params: Params) -> dict[str, Any]:
     """All of rollout `number` as one batch, on the host; adds its line to the history."""
