@@ -10,6 +10,7 @@ from gpt_jax.data.rows import Dataset
 from gpt_jax.data.sources import records
 from gpt_jax.models.lora import Lora
 from gpt_jax.models.parts import part
+from gpt_jax.names import choose
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.types import UserError
 
@@ -36,6 +37,7 @@ def checked(config: Mapping[str, Any]) -> Lora | None:
   for template in config['data']['templates']:
     if template.count('{}') != 1:
       raise UserError(f'config.data.templates: {template!r} must have {{}} once, where the prompt goes')
+  choose('config.checkpoint', config['checkpoint'], dict.fromkeys(('last', 'best')))
   make_optimizer(config['optimizer'], 1)
   return part('lora', config['lora'], 'config.lora') if config['lora'] else None
 

@@ -194,6 +194,8 @@ class Weights:
   """Those of another library."""
   lora: Lora | None = None
   """What the run has beside the kernels."""
+  step: int | None = None
+  """Of the checkpoint that is read; None: the last."""
 
   @property
   def begin(self) -> tuple[int, ...]:
@@ -232,7 +234,7 @@ class Weights:
     if place is not None:
       shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
       like = jax.tree.map(shaped, like, place(like))
-    params = restore_params(self.name, like)
+    params = restore_params(self.name, like, self.step)
     params = params if self.lora is None else merged(params, self.lora)
     params = unstack(params) if self.config.stacked and not config.stacked else params
     if config.quantization is None:
@@ -261,7 +263,11 @@ def weights(name: str) -> Weights:
   context = made.positions.length if made.positions is not None else None
   # What learned along with its heads is read and begins as the model that it comes from.
   run = weights(config['base']).run if 'base' in config else config
-  return Weights(name, dataclasses.replace(made, lora=None), tokenizer, context, run, None, made.lora)
+  result = read_json(folder / 'result.json') if (folder / 'result.json').exists() else {}
+  step = result.get('best_step') if config.get('checkpoint') == 'best' else None
+  if step == 0:
+    raise UserError(f'{name}: its validation loss was least before training: lower config.optimizer.learning_rate')
+  return Weights(name, dataclasses.replace(made, lora=None), tokenizer, context, run, None, made.lora, step)
 
 
 def load(name: str, place: Place | None = None, **changed: Any) -> Trained:

@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     'log_every': 10,
     'eval_every': 0,  # 0: at the start and the end only
     'eval_batch_size': 32,
+    'checkpoint': 'last',  # that a finished run is read as; 'best': of least validation loss, of those evaluated
     'checkpoint_every': 0,
     'keep_checkpoints': 1,
   })  # fmt: skip

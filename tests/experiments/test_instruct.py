@@ -1,5 +1,6 @@
 """Teaching by demonstrations from the command line: what is shown is said, and what stays as it is stays so."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import language
+from gpt_jax.types import UserError
 from tests.experiments import speaker
 from tests.experiments.program import call
 from tests.experiments.test_pretrain import lines, losses
@@ -66,6 +68,25 @@ def test_lora_alone_learns_and_is_merged_when_read(base, shown, tmp_path, capfd)
   assert len(names) == 2 and "['query']['kernel']" in names[0] and "['value']['kernel']" in names[1]
 
 
+def test_the_best_checkpoint_is_read_where_it_is_asked_for(base, tmp_path, capfd):
+  """Held-out answers begin as those of training do and end otherwise: to know the others well is to miss them."""
+  path = tmp_path / 'shown.jsonl'
+  answers = ['brown dog'] * 72 + ['brown fox'] * 8
+  path.write_text(''.join(json.dumps({'prompt': 'the ', 'answer': answer}) + '\n' for answer in answers))
+  how = ['--config.checkpoint=best', '--config.epochs=8', '--config.keep_checkpoints=1', '--config.eval_every=1']
+  assert call(capfd, 'instruct', *flags(base, path, tmp_path / 'run', *how)).code == 0
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  assert result['best_step'] < result['step'] and result['best_validation_loss'] < result['validation_loss']
+  found = language.weights(str(tmp_path / 'run'))
+  assert found.step == result['best_step']
+  read = found.read(found.config)
+  last = dataclasses.replace(found, step=None).read(found.config)
+  assert not jax.tree.all(jax.tree.map(np.array_equal, read, last))
+  (tmp_path / 'run/result.json').write_text(json.dumps({**result, 'best_step': 0}))
+  with pytest.raises(UserError, match='was least before training'):
+    language.weights(str(tmp_path / 'run'))
+
+
 def test_broken_off_it_goes_on_with_text_mixed_in(base, shown, tmp_path, capfd):
   text = f'--config.pretraining.source=file:{base.parent / "text.txt"}'
   how = [text, '--config.pretraining.share=0.25', '--config.epochs=3']
@@ -111,6 +132,7 @@ def test_templates_in_turn_and_caps(base, shown, tmp_path, capfd):
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.context=0'], 'config.context = 0 must be at least 1'),
     (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
+    (['--config.checkpoint=first'], "config.checkpoint = 'first'"),
     (['--config.epochs=0'], 'config.epochs = 0.0 must be above 0'),
     (['--config.lora=lora(rank=0)'], 'rank = 0'),
     (['--config.lora=loro(rank=4)'], "did you mean 'lora'"),
