@@ -5,7 +5,7 @@ Command   make align
 Result    not measured yet
 """
 
-POLICY = {'num_rollouts': 24, 'eval_every': 6, 'evaluation.prompts': 256}
+POLICY = {'num_rollouts': 40, 'eval_every': 10, 'evaluation.prompts': 256}
 
 
 def get_road():
