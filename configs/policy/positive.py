@@ -4,7 +4,8 @@ Paper     Ziegler et al. 2019, section 3.1.1: a text is gone on with so that peo
           is of people's ratings, and the judge a lexicon that nothing learned from
 Data      asset:vader, the first tokens of each text
 Command   python -m experiments.policy --config=configs/policy/positive.py --workdir=runs/policy
-Result    not measured yet
+Result    share of positive continuations .38 before and .86 after, KL 9.6 nats a response (five seeds, one thread
+          each, docs/results/ppo_positive); four minutes on two cores
 """
 
 from configs.policy import base

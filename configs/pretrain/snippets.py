@@ -1,7 +1,7 @@
 """A small model of what people write about films, products and the news, with novels beside it, to be aligned.
 
 Data      asset:vader and asset:gutenberg, half each; texts apart, so that each begins as one
-Model     a small LLaMA: rotary positions, RMSNorm, SwiGLU; 4.2M parameters
+Model     a small LLaMA: rotary positions, RMSNorm, SwiGLU; 5.3M parameters
 Recipe    Muon, linear warm-up, cosine to zero
 Command   python -m experiments.pretrain --config=configs/pretrain/snippets.py --workdir=runs/snippets
 Result    validation loss 4.39 (1.95 bits per byte); about eight minutes on two cores
