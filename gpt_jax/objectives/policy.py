@@ -150,12 +150,12 @@ def logprobs_of(
 def with_pretraining(policy: LossFn, pretraining: LossFn, coefficient: float | int) -> LossFn:
   """PPO-ptx: the policy's loss, and `coefficient` times that of pretraining (Ouyang et al. 2022, equation 2).
 
-  The batch has a batch of text under `pretraining`. Metric: pretraining_loss, in nats a token.
+  The batch has a batch of text under `pretraining`. Metric: pretraining_nll, in nats a token.
   """
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
     loss, metrics = policy(params, batch, rng)
     nll, _ = pretraining(params, batch['pretraining'], rng)
-    return Mean(loss.total + coefficient * nll.value * loss.weight, loss.weight), {**metrics, 'pretraining_loss': nll}
+    return Mean(loss.total + coefficient * nll.value * loss.weight, loss.weight), {**metrics, 'pretraining_nll': nll}
 
   return loss_fn

@@ -158,7 +158,7 @@ def test_pretraining_counts_its_coefficient():
   loss, metrics = with_pretraining(policy, nll, 27.8)(params, {**batch, 'pretraining': text}, KEY)
   alone, of_text = policy(params, batch, KEY)[0].value, nll(params, text, KEY)[0].value
   assert float(loss.value) == pytest.approx(float(alone + 27.8 * of_text), rel=1e-5)
-  assert float(metrics['pretraining_loss'].value) == pytest.approx(float(of_text))
+  assert float(metrics['pretraining_nll'].value) == pytest.approx(float(of_text))
 
 
 def test_logprobs_in_chunks():
