@@ -11,7 +11,6 @@ from gpt_jax.data.sources import records
 from gpt_jax.models.lora import Lora
 from gpt_jax.models.parts import part
 from gpt_jax.names import choose
-from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.types import UserError
 
 LORA_ALONE = (('lora_[ab]$', 1.0), ('', 0.0))
@@ -24,21 +23,13 @@ def checked(config: Mapping[str, Any]) -> Lora | None:
   Raises:
     UserError: what is wrong in the config, as far as it can be known before any data is read.
   """
-  if not config['init_from']:
-    raise UserError(f'config.init_from is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
-  for name in ('batch_size', 'context', 'eval_batch_size'):
-    if config[name] < 1:
-      raise UserError(f'config.{name} = {config[name]} must be at least 1')
-  if config['epochs'] <= 0:
-    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
+  language.check_epochs(config)
   if not 0 <= config['pretraining']['share'] < 1:
     raise UserError(f'config.pretraining.share = {config["pretraining"]["share"]} must be from 0 up to 1')
   for template in config['data']['templates']:
     if template.count('{}') != 1:
       raise UserError(f'config.data.templates: {template!r} must have {{}} once, where the prompt goes')
   choose('config.checkpoint', config['checkpoint'], dict.fromkeys(('last', 'best')))
-  make_optimizer(config['optimizer'], 1)
   return part('lora', config['lora'], 'config.lora') if config['lora'] else None
 
 

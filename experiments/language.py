@@ -90,6 +90,23 @@ def check(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, An
   return dict(config)
 
 
+def check_epochs(config: Mapping[str, Any]) -> None:
+  """Refuses what is wrong in the config of a run that goes on from a model, for so many epochs of its data.
+
+  Raises:
+    UserError: it names the field.
+  """
+  if not config['init_from']:
+    raise UserError(f'config.init_from is missing: name {MODEL}')
+  sources_of(config['data'])
+  for name in ('batch_size', 'context', 'eval_batch_size'):
+    if config[name] < 1:
+      raise UserError(f'config.{name} = {config[name]} must be at least 1')
+  if config['epochs'] <= 0:
+    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
+  make_optimizer(config['optimizer'], 1)
+
+
 def flops(config: Mapping[str, Any]) -> float:
   """The arithmetic of a whole run; makes the tokenizer, as that alone knows the vocabulary."""
   model, context = beginning(config)[0], config['context']

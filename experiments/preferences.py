@@ -8,8 +8,6 @@ from gpt_jax.data.formats import Ranking, rankings
 from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.sources import records
 from gpt_jax.names import choose
-from gpt_jax.training.optimizers import make_optimizer
-from gpt_jax.types import UserError
 
 FORMS: Mapping[str, Callable[[Ranking], list[Ranking]]] = {'grouped': lambda ranking: [ranking], 'pairs': Ranking.pairs}
 """What is a row, by name: a ranking, or each of its comparisons."""
@@ -21,15 +19,7 @@ def checked(config: Mapping[str, Any]) -> Callable[[Ranking], list[Ranking]]:
   Raises:
     UserError: what is wrong in the config, as far as it can be known before any data is read.
   """
-  if not config['init_from']:
-    raise UserError(f'config.init_from is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
-  for name in ('batch_size', 'context', 'eval_batch_size'):
-    if config[name] < 1:
-      raise UserError(f'config.{name} = {config[name]} must be at least 1')
-  if config['epochs'] <= 0:
-    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
-  make_optimizer(config['optimizer'], 1)
+  language.check_epochs(config)
   return choose('config.data.form', config['data']['form'], FORMS)
 
 
