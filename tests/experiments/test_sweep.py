@@ -7,12 +7,13 @@ import pathlib
 import signal
 import subprocess
 import time
+import types
 
 import pandas as pd
 import pytest
 
 from configs.sweeps.points import chain, param, product, seeds, zipped
-from experiments import launchers
+from experiments import language, launchers
 from experiments.launchers import Task
 from experiments.plan import load
 from gpt_jax.types import UserError
@@ -64,11 +65,15 @@ def test_points_are_built_in_order():
 
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_is_whole(path, tmp_path, monkeypatch):
-  """Every point a config that is right, every comparison of points that are there, five seeds, and its command."""
+  """Every point a config that is right, every comparison of points that are there, five seeds, and its command.
+
+  Of policies some settings have two seeds. The models that their sweeps begin from need not be there.
+  """
   monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(language, 'weights', lambda name: types.SimpleNamespace(begin=()))
   sweep = load(str(path), str(tmp_path))
   counts = pd.DataFrame([{k: repr(v) for k, v in p.items() if k != 'seed'} for p in sweep.points]).value_counts()
-  assert set(counts) == {5}
+  assert set(counts) == {5} or (sweep.spec['experiment'] == 'policy' and set(counts) <= {2, 5})
   assert f'--sweep=configs/sweeps/{path.name} --workdir=runs/{path.stem}' in path.read_text()
 
 
