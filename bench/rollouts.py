@@ -64,7 +64,8 @@ def main():
     CONFIG.minibatches, CONFIG.epochs, 0, pathlib.Path(tempfile.mkdtemp()) / 'rollouts.jsonl', str,
   )  # fmt: skip
   optimizer = make_optimizer(CONFIG.optimizer.to_dict(), 1000)
-  step, state = make_step(policy_loss(model), optimizer, seed=0), init_state(params, optimizer)
+  step = make_step(policy_loss(model), optimizer, seed=0)
+  state = init_state(jax.tree.map(jnp.copy, params), optimizer)  # a step donates it
   steps, plain, parts = CONFIG.minibatches * CONFIG.epochs, [], []
   for number in range(rounds + 1):
     language_model, own = unstacked(LanguageModel(config), policy_params(state.params))
