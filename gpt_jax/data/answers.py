@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Integer
 import numpy as np
 
-from gpt_jax.types import Batch, Layout, UserError
+from gpt_jax.data.rows import texts_apart
+from gpt_jax.types import Batch, UserError
 
 Taught = tuple[Sequence[int], Sequence[bool]]
 """The tokens of a text, and for each whether it is to be predicted."""
@@ -68,16 +69,9 @@ class Answers:
   def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
     """tokens and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
     real = indices[:, None] >= 0
-    order = np.broadcast_to(np.arange(self.context + 1, dtype=np.int32), (len(indices), self.context + 1))
-    layout = Layout(
-      order=order,
-      position=np.where(real, self._position[indices], 0),
-      block=np.zeros_like(order),
-      segment=np.where(real, self._segment[indices], 0),
-      prefix=np.zeros(order.shape, bool),
-    )
-    tokens, weights = (np.where(real, of[indices], 0) for of in (self._tokens, self._weights))
-    return {'tokens': tokens, 'weights': weights, 'layout': layout}
+    each = (self._tokens, self._weights, self._position, self._segment)
+    tokens, weights, position, segment = (np.where(real, array[indices], 0) for array in each)
+    return {'tokens': tokens, 'weights': weights, 'layout': texts_apart(position, segment)}
 
 
 def _placed(lengths: Sequence[int], size: int) -> list[tuple[int, int]]:

@@ -125,14 +125,14 @@ class Dataset(Protocol):
 
 def one_text(real: Bool[np.ndarray, '*B T']) -> Layout:
   """The layout of rows that hold one text each, `real` where it stands and padding behind it."""
-  order = np.broadcast_to(np.arange(real.shape[-1], dtype=np.int32), real.shape)
-  return Layout(
-    order=order,
-    position=np.where(real, order, 0),
-    block=np.zeros_like(order),
-    segment=real.astype(np.int32),
-    prefix=np.zeros(order.shape, bool),
-  )
+  return texts_apart(np.where(real, np.arange(real.shape[-1]), 0), real.astype(np.int32))
+
+
+def texts_apart(position: Integer[np.ndarray, '*B T'], segment: Integer[np.ndarray, '*B T']) -> Layout:
+  """The layout of rows of texts that are read left to right and do not see one another."""
+  order = np.broadcast_to(np.arange(segment.shape[-1], dtype=np.int32), segment.shape)
+  zeros = np.zeros_like(order)
+  return Layout(order, position.astype(np.int32), zeros, segment.astype(np.int32), zeros.astype(bool))
 
 
 class Rows:
@@ -209,16 +209,9 @@ class Rows:
       return {'tokens': np.hstack([begin, tokens]), 'weights': np.hstack([np.zeros_like(begin, np.float32), weights])}
     document = np.searchsorted(self.stream.starts, places, 'right') - 1
     start = np.maximum(self.stream.starts[document], places[:, :1])
-    order = np.broadcast_to(np.arange(self.context + 1, dtype=np.int32), places.shape)
     # Numbered along the row, since empty documents have numbers of their own in the stream.
     segment = 1 + np.cumsum(np.diff(document, axis=1, prepend=document[:, :1]) > 0, axis=1)
-    layout = Layout(
-      order=order,
-      position=np.where(real, places - start, 0).astype(np.int32),
-      block=np.zeros_like(order),
-      segment=np.where(real, segment, 0).astype(np.int32),
-      prefix=np.zeros(order.shape, bool),
-    )
+    layout = texts_apart(np.where(real, places - start, 0), np.where(real, segment, 0))
     weights[places == self.stream.starts[document]] = 0
     return {'tokens': tokens, 'weights': weights, 'layout': layout}
 
