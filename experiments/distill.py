@@ -20,7 +20,7 @@ from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.names import choose
 from gpt_jax.objectives.distillation import Direction, distillation_loss, teacher_top
-from gpt_jax.objectives.likelihood import next_token, next_token_loss
+from gpt_jax.objectives.likelihood import map_over_chunks, next_token, next_token_loss
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.run import run
@@ -115,14 +115,10 @@ def teacher_outputs(model: LanguageModel, loss: Mapping[str, Any]) -> Callable[[
     inputs, layout, _, _ = next_token(batch)
     found: Any = model.apply(params, inputs, layout, method='features')
     hidden, unembed, _ = found
-    rows, length, width = hidden.shape
-    chunk = min(loss['chunk'] or length, length)
-    padded = jnp.pad(hidden, ((0, 0), (0, -length % chunk), (0, 0)))
-    pieces = padded.reshape(rows, -1, chunk, width).swapaxes(0, 1)
     k = min(loss['top_k'], model.config.vocab_size)
-    tops = jax.lax.map(lambda piece: teacher_top(unembed(piece), k, loss['temperature']), pieces)
-    whole = lambda x: x.swapaxes(0, 1).reshape(rows, -1, k)[:, :length]
-    return whole(tops[0]), whole(tops[1])
+    top = lambda piece: teacher_top(unembed(piece), k, loss['temperature'])
+    tops: tuple[jax.Array, jax.Array] = map_over_chunks(top, loss['chunk'] or None, hidden)
+    return tops
 
   return says
 

@@ -102,6 +102,16 @@ def sum_over_chunks(
   return chunked_sum(total, chunk, unembed, pad(hidden), jax.tree.map(pad, labels))
 
 
+def map_over_chunks(function: Callable[[Any], Any], chunk: int | None, inputs: Any) -> Any:
+  """function(inputs), arrays [B, T, ...] both, of `chunk` places of every row at a time; it sees each place alone."""
+  length = jax.tree.leaves(inputs)[0].shape[1]
+  size = min(chunk or length, length)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
+  pieces = jax.tree.map(lambda x: jnp.moveaxis(pad(x).reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0), inputs)
+  found = jax.lax.map(function, pieces)
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length], found)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def chunked_sum(
   total: Total, chunk: int, unembed: Any, hidden: Float[Array, 'B T *D'], labels: Any

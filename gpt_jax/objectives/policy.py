@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.objectives.likelihood import Model, next_token, sum_over_chunks
+from gpt_jax.objectives.likelihood import Model, map_over_chunks, next_token, sum_over_chunks
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
 
 
@@ -134,17 +134,13 @@ def logprobs_of(
   chunk: int | None = None,
 ) -> Float[Array, 'B T']:
   """`response_logprobs` where hidden states are at hand."""
-  length = targets.shape[1]
-  chunk = min(chunk or length, length)
-  pad = lambda x: jnp.pad(x, [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2))
-  pieces = lambda x: jnp.moveaxis(pad(x).reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
   def piece(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
     logits = unembed(inputs[0]) / temperature
     return jnp.take_along_axis(logits, inputs[1][..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
-  found = jax.lax.map(piece, (pieces(hidden), pieces(targets)))
-  return jnp.moveaxis(found, 0, 1).reshape(targets.shape[0], -1)[:, :length]
+  found: jax.Array = map_over_chunks(piece, chunk, (hidden, targets))
+  return found
 
 
 def with_pretraining(policy: LossFn, pretraining: LossFn, coefficient: float | int) -> LossFn:
