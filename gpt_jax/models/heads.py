@@ -80,14 +80,16 @@ class RewardModel(nn.Module):
     hidden, _ = self.transformer(tokens, layout)
     length = tokens.shape[1] if layout is None else jnp.sum(layout.segment > 0, axis=1)
     last = jnp.broadcast_to(jnp.maximum(length - 1, 0), tokens.shape[:1])
-    return self._read(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+    return scalar(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], self.kernel, self.bias)
 
   def values(self, tokens: Int[Array, 'B T'], layout: Layout | None = None) -> Float[Array, 'B T']:
     """What the head says at every token, for a model that learns to foresee rewards."""
-    return self._read(self.transformer(tokens, layout)[0])
+    return scalar(self.transformer(tokens, layout)[0], self.kernel, self.bias)
 
-  def _read(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B']:
-    return jnp.sum(hidden.astype(jnp.float32) * self.kernel, axis=-1) + self.bias
+
+def scalar(hidden: Float[Array, '*B D'], kernel: Float[Array, 'D'], bias: Float[Array, '']) -> Float[Array, '*B']:
+  """A number of each hidden state, in float32."""
+  return jnp.sum(hidden.astype(jnp.float32) * kernel, axis=-1) + bias
 
 
 def reward_params(params: Params, drawn: Params) -> Params:
@@ -121,7 +123,7 @@ class ActorCritic(LanguageModel):
     hidden, unembedding, _ = self.features(tokens, layout)
     if self.critic_config is not None:
       return hidden, unembedding, self.critic.values(tokens, layout)
-    return hidden, unembedding, jnp.sum(hidden.astype(jnp.float32) * self.kernel, axis=-1) + self.bias
+    return hidden, unembedding, scalar(hidden, self.kernel, self.bias)
 
 
 def policy_params(params: Params) -> Params:
