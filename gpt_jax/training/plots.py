@@ -41,9 +41,9 @@ def plot(workdir: str | pathlib.Path, lines: Lines) -> None:
       axes.legend()
     axes.grid(alpha=0.3)
     save(figure, folder / f'{name}.png')
-  others = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in ELSEWHERE]
-  others = [name for name in others if not name.endswith(('_loss', '_perplexity')) and _curve(lines, name)[0]]
-  if others:
+  elsewhere = {*ELSEWHERE, *_held_out(lines)}
+  others = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in elsewhere]
+  if others := [name for name in others if not name.endswith('_perplexity') and _curve(lines, name)[0]]:
     save(_panels(lines, others), folder / 'metrics.png')
 
 
@@ -56,7 +56,8 @@ COLUMNS = 4
 def _panels(lines: Lines, names: Sequence[str]) -> Figure:
   """A small plot of each metric over the steps; evaluations, which are few, have dots."""
   rows = -(-len(names) // COLUMNS)
-  figure = Figure(figsize=(3.2 * COLUMNS, 2.2 * rows), layout='constrained')
+  figure = Figure(figsize=(3.2 * COLUMNS, 2.2 * rows))
+  figure.subplots_adjust(left=0.04, right=0.99, bottom=0.22 / rows, top=1 - 0.12 / rows, hspace=0.4)
   for number, name in enumerate(names):
     axes = figure.add_subplot(rows, COLUMNS, number + 1)
     steps, values = _curve(lines, name)

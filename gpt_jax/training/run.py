@@ -92,7 +92,8 @@ def run(
     log.write(line)
     if log.lines[-1].get('validation_loss') is not None:
       validation[index] = line['validation_loss']
-    plot(workdir, log.lines)
+    if index != num_steps:  # all is drawn at the end
+      plot(workdir, log.lines)
     tqdm.write(', '.join(f'{name} {value:.4f}' if name != 'step' else f'step {value}' for name, value in line.items()))
 
   def milestone(index: int, state: TrainState, metrics: Any) -> None:
