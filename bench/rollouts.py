@@ -59,7 +59,7 @@ def main():
   prompts = np.random.default_rng(0).integers(0, VOCABULARY, (rollout.prompts, size)).tolist()
   sampling = Sampling(rollout.temperature)
   source = Rollouts(
-    model, policy_params(params), lambda number: prompts, size, Writing(rollout.max_new_tokens, sampling),
+    model, policy_params(params), lambda number: prompts, len(prompts), size, Writing(rollout.max_new_tokens, sampling),
     reward_of(rewarding, jax.jit(rewarding.init)(jax.random.key(1), jnp.zeros((1, 1), int))), Gae(), Kl(),
     CONFIG.minibatches, CONFIG.epochs, 0, pathlib.Path(tempfile.mkdtemp()) / 'rollouts.jsonl', str,
   )  # fmt: skip

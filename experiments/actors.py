@@ -50,6 +50,8 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError(
       f'config.minibatches = {config["minibatches"]} does not divide the {episodes} responses of a rollout'
     )
+  if config['pretraining']['coefficient']:
+    language.beside(config)
   if rollout['temperature'] <= 0:
     raise UserError(f'config.rollout.temperature = {rollout["temperature"]} must be above 0')
   choose('config.critic', config['critic'], dict.fromkeys(CRITICS))

@@ -6,6 +6,7 @@ Run again, it goes on where it stopped. The page is DIR/README.md and DIR/index.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -13,15 +14,10 @@ import time
 from typing import Any
 
 from absl import flags
-import numpy as np
 import pandas as pd
 
-from experiments import command, language, plan, prompts, rewards
-from gpt_jax.data import tokenizers
-from gpt_jax.decoding.sampling import Sampling
+from experiments import command, language, plan, prompts, rewards, samples
 from gpt_jax.evaluation import pages
-from gpt_jax.evaluation.text import distinct
-from gpt_jax.rollouts import Writing
 from gpt_jax.training.workdir import read_json, write_json, write_whole
 from gpt_jax.types import UserError
 
@@ -59,46 +55,45 @@ def stages(road: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, list[str
 
 
 def run(commands: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> None:
-  """Runs what is not finished, a stage after the other, each in a process of its own; times go to times.json."""
+  """Runs the stages one after the other, each in a process of its own; what each took goes to times.json.
+
+  A stage that is finished says so itself, or that its config is another now.
+  """
   path = workdir / 'times.json'
   seconds = read_json(path) if path.exists() else {}
   for name, line in commands.items():
-    if (workdir / name / 'result.json').exists():
-      continue
+    finished = (workdir / name / 'result.json').exists()
     print(f'\n=== {name}: {TEACHES[name]}\n', flush=True)
     began = time.perf_counter()
-    code = subprocess.run(line, check=False).returncode
+    process = subprocess.Popen(line)
+    try:
+      code = process.wait()
+    except KeyboardInterrupt:
+      code = process.wait()  # it was interrupted too, and saves
     if code:
       raise SystemExit(code)
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-    write_json(path, seconds)
+    if not finished:
+      seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+      write_json(path, seconds)
 
 
 def compared(road: Mapping[str, Any], workdir: pathlib.Path) -> tuple[pd.DataFrame, pd.DataFrame]:
   """What the models of the stages write after the same held-out prompts: figures, and texts beside each other."""
   config = read_json(workdir / 'policy' / 'config.json')['config']
-  found = language.weights(str(workdir / 'policy'))
-  asked = prompts.of_split(config['data'], found, 'validation')
-  asked = asked[:: max(len(asked) // road['judged_prompts'], 1)][: road['judged_prompts']]
-  decode = lambda ids: tokenizers.decode(found.tokenizer, [i for i in ids if i not in prompts.ends(found.tokenizer)])
-  judge = rewards.of_function(
-    config['evaluation']['judge'], 'evaluation.judge', found.tokenizer, {tuple(ids): record for ids, record in asked}
-  )
-  rollout = config['rollout']
-  writing = Writing(rollout['max_new_tokens'], Sampling(rollout['temperature']), stop_ids=prompts.ends(found.tokenizer))
-  rows, texts = [], {'prompt': [decode(ids) for ids, _ in asked[: road['shown_prompts']]]}
+  found, evaluation = language.weights(str(workdir / 'policy')), config['evaluation']
+  asked = prompts.some(prompts.of_split(config['data'], found, 'validation'), road['judged_prompts'])
+  known = {tuple(ids): record for ids, record in asked}
+  judge = rewards.of_function(evaluation['judge'], 'evaluation.judge', found.tokenizer, known)
+  writing = dataclasses.replace(prompts.writing(config['rollout'], found.tokenizer), num_samples=1)
+  shown = asked[: road['shown_prompts']]
+  rows, texts = [], {'prompt': [rewards.text(found.tokenizer, ids) for ids, _ in shown]}
   for name in road['compared']:
     trained = language.load(str(workdir / name))
     responses = writing(trained.model, trained.params, [ids for ids, _ in asked], seed=1)
-    said = judge(responses)
     rows.append({
-      'stage': name,
-      'positive': f'{np.mean(said > config["evaluation"]["positive_above"]):.0%}',
-      'compound score': float(np.mean(said)),
-      'distinct bigrams': distinct([one.tokens for one in responses], 2),
-      'tokens': float(np.mean([len(one.tokens) for one in responses])),
+      'stage': name, **samples.verdict(judge(responses), evaluation['positive_above']), **samples.counted(responses)
     })  # fmt: skip
-    texts[name] = [decode(one.tokens) for one in responses[: road['shown_prompts']]]
+    texts[name] = [rewards.text(found.tokenizer, one.tokens) for one in responses[: len(shown)]]
   return pd.DataFrame(rows), pd.DataFrame(texts)
 
 

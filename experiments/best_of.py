@@ -7,6 +7,7 @@ A line of the output is {"prompt", "answer", "reward", "first_reward"}: what exp
 rejection sampling (Touvron et al. 2023, section 3.2.3) is this command and that one, in turn.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -18,7 +19,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from experiments import command, language, prompts, rewards
-from gpt_jax.data import tokenizers
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.rollouts import Writing
 from gpt_jax.training.workdir import write_whole
@@ -60,7 +60,7 @@ def main(_: Any) -> None:
     )
   trained, ends = language.load(name, stacked=False), prompts.ends(found.tokenizer)
   writing = Writing(MAX_NEW_TOKENS.value, Sampling(TEMPERATURE.value), stop_ids=ends, num_samples=N.value)
-  text = lambda ids: tokenizers.decode(found.tokenizer, [token for token in ids if token not in ends])
+  text = functools.partial(rewards.text, found.tokenizer)
   lines, scores = [], []
   for start in tqdm(range(0, len(asked), BATCH_SIZE.value), unit='batch', leave=False):
     batch = [ids for ids, _ in asked[start : start + BATCH_SIZE.value]]

@@ -26,6 +26,8 @@ def checked(config: Mapping[str, Any]) -> Lora | None:
   language.check_epochs(config)
   if not 0 <= config['pretraining']['share'] < 1:
     raise UserError(f'config.pretraining.share = {config["pretraining"]["share"]} must be from 0 up to 1')
+  if config['pretraining']['share']:
+    language.beside(config)
   for template in config['data']['templates']:
     if template.count('{}') != 1:
       raise UserError(f'config.data.templates: {template!r} must have {{}} once, where the prompt goes')
@@ -39,8 +41,7 @@ def training_rows(config: Mapping[str, Any], found: language.Weights) -> tuple[l
   share = config['pretraining']['share']
   if not share:
     return rows, [1.0]
-  data = {**config['pretraining'], 'weights': None, 'separate_documents': True}
-  text = language.rows({**config, 'data': data}, found.tokenizer, 'train', drop_remainder=True)
+  text = language.rows(language.beside(config), found.tokenizer, 'train', drop_remainder=True)
   return [*rows, *text], [1 - share, *(share / len(text) for _ in text)]
 
 

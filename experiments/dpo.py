@@ -6,7 +6,6 @@ python -m experiments.dpo --config=configs/dpo/positive.py --workdir=DIR [--conf
 from collections.abc import Mapping
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -15,17 +14,15 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from experiments import command, language, preferences
-from gpt_jax.data import mixture, tokenizers
+from gpt_jax.data import mixture
 from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.parts import to_config
 from gpt_jax.names import choose
 from gpt_jax.objectives.preference import dpo_loss, log_likelihoods
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.run import run
-from gpt_jax.training.workdir import prepare, write_json
 from gpt_jax.types import Batch, Params, UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/dpo')
@@ -47,9 +44,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   train, validation = (preferences.ranked(config, found, split, form) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
-  prepare(workdir, config)
-  tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
-  write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
+  language.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
   model, reference = LanguageModel(cfg), found.read(cfg, placement.params)
   says = jax.jit(functools.partial(log_likelihoods, model, chunk=loss['chunk']))

@@ -5,7 +5,6 @@ python -m experiments.instruct --config=configs/instruct/snippets.py --workdir=D
 
 from collections.abc import Mapping
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -14,17 +13,15 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from experiments import command, demonstrations, language
-from gpt_jax.data import mixture, tokenizers
+from gpt_jax.data import mixture
 from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.lora import adapted
-from gpt_jax.models.parts import to_config
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.run import run
-from gpt_jax.training.workdir import prepare, write_json
 from gpt_jax.types import Params
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/instruct')
@@ -43,9 +40,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
   if lora is not None:
     config['optimizer'] = {**config['optimizer'], 'rates': (*config['optimizer']['rates'], *demonstrations.LORA_ALONE)}
-  prepare(workdir, config)
-  tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
-  write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
+  language.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))

@@ -18,14 +18,14 @@ from gpt_jax.interop.tensors import Place, Pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.lora import Lora, merged
-from gpt_jax.models.parts import from_config
+from gpt_jax.models.parts import from_config, to_config
 from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import latest_step, restore_params
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import BatchRamp
-from gpt_jax.training.workdir import read_json
+from gpt_jax.training.workdir import prepare, read_json, write_json
 from gpt_jax.types import Batch, Params, UserError
 
 
@@ -141,9 +141,29 @@ def rows(
   return [Rows(stream, size, apart, drop_remainder, stride, begin) for stream in streams]
 
 
+def beside(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of the text that is learned from besides, as in pretraining: config.pretraining in place of config.data.
+
+  Raises:
+    UserError: it names no source.
+  """
+  if not config['pretraining']['source']:
+    raise UserError('config.pretraining.source is missing: name the text that is learned from besides')
+  return {**config, 'data': {**config['pretraining'], 'weights': None, 'separate_documents': True}}
+
+
 def weights_of(data: Mapping[str, Any]) -> list[float]:
   """The mixture's weights, alike where the config gives none."""
   return list(data['weights'] or (1.0,) * len(sources_of(data)))
+
+
+def claim(workdir: str, config: Mapping[str, Any], tokenizer: Tokenizer, model: TransformerConfig) -> pathlib.Path:
+  """The folder of a run that goes on from a model: with its config, and what reads the model that it leaves."""
+  folder = pathlib.Path(workdir)
+  prepare(folder, config)
+  tokenizers.save(tokenizer, folder / 'tokenizer')
+  write_json(folder / MODEL_FILE, to_config(model))
+  return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +300,8 @@ def weights(name: str) -> Weights:
   context = made.positions.length if made.positions is not None else None
   # What learned along with its heads is read and begins as the model that it comes from.
   run = weights(config['base']).run if 'base' in config else config
-  result = read_json(folder / 'result.json') if (folder / 'result.json').exists() else {}
-  step = result.get('best_step') if config.get('checkpoint') == 'best' else None
+  finished = config.get('checkpoint') == 'best' and (folder / 'result.json').exists()
+  step = read_json(folder / 'result.json')['best_step'] if finished else None
   if step == 0:
     raise UserError(f'{name}: its validation loss was least before training: lower config.optimizer.learning_rate')
   return Weights(name, dataclasses.replace(made, lora=None), tokenizer, context, run, None, made.lora, step)

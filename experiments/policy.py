@@ -16,16 +16,14 @@ from ml_collections import config_flags
 
 from experiments import actors, command, language, prompts, rewards, samples
 from gpt_jax.data import mixture, tokenizers
-from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.parts import to_config
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.objectives.policy import policy_loss, with_pretraining
-from gpt_jax.rollouts import Gae, Kl, Rollouts, Writing
+from gpt_jax.rollouts import Gae, Kl, Rollouts
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.run import run
-from gpt_jax.training.workdir import prepare, read_json, write_json
+from gpt_jax.training.workdir import read_json
 from gpt_jax.types import LossFn, Params
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/policy')
@@ -49,16 +47,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     reward = rewards.of_function(config['reward']['function'], 'config.reward.function', found.tokenizer, every_record)
   else:
     reward = rewards.of_model(config['reward']['model'], found.tokenizer, length, size)
-  sampling = Sampling(rollout['temperature'], rollout['top_k'], rollout['top_p'])
-  writing = Writing(
-    rollout['max_new_tokens'], sampling, num_samples=rollout['num_samples'],
-    stop_ids=prompts.ends(found.tokenizer) if rollout['ends'] else (),
-    truncate_ids=prompts.saying(found.tokenizer, rollout['truncate_at']), truncate_after=rollout['truncate_after'],
-  )  # fmt: skip
-  prepare(workdir, config)
-  folder = pathlib.Path(workdir)
-  tokenizers.save(found.tokenizer, folder / 'tokenizer')
-  write_json(folder / language.MODEL_FILE, to_config(cfg))
+  writing = prompts.writing(rollout, found.tokenizer)
+  folder = language.claim(workdir, config, found.tokenizer, cfg)
   reference = found.read(cfg, placement.params)
   model, first = actors.actor(config, cfg, reference, estimator)
 
@@ -70,7 +60,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(first, out_shardings=shardings)(reference, init(jax.random.key(config['seed'])))
 
-  loss_fn = policy_loss(model, **_loss(config), temperature=rollout['temperature'])
+  loss = {**config['loss'], 'chunk': config['loss']['chunk'] or None}
+  loss_fn = policy_loss(model, **loss, temperature=rollout['temperature'])
   text = None
   if config['pretraining']['coefficient']:
     text, loss_fn = pretraining(config, found, model, loss_fn, size)
@@ -78,6 +69,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     model=model,
     reference=reference,
     prompts=prompts.in_turn(asked['train'], rollout['prompts'], config['seed']),
+    num_prompts=rollout['prompts'],
     prompt_length=config['data']['prompt_tokens'],
     writing=writing,
     reward=reward,
@@ -90,10 +82,10 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     decode=functools.partial(tokenizers.decode, found.tokenizer),
     missing_end_reward=rollout['missing_end_reward'],
     pretraining=text,
-    chunk=config['loss']['chunk'] or None,
+    chunk=loss['chunk'],
   )
   evaluations = {'held_out': samples.judged(config, found, source, asked['validation'], every_record, folder)}
-  if text is not None or config['pretraining']['source']:
+  if config['pretraining']['source']:
     evaluations['pretraining'] = held_out_text(config, found, cfg, placement)
 
   def summary(params: Params) -> dict[str, Any]:
@@ -125,25 +117,17 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     print(f'  python -m experiments.generate --model={workdir} --prompt="The"')
 
 
-def _loss(config: Mapping[str, Any]) -> dict[str, Any]:
-  return {**config['loss'], 'chunk': config['loss']['chunk'] or None}
-
-
 def pretraining(
   config: Mapping[str, Any], found: language.Weights, model: LanguageModel, policy: LossFn, size: int
 ) -> tuple[mixture.Source, LossFn]:
   """The text of PPO-ptx, and the loss that has it besides."""
   how = config['pretraining']
-  rows = language.rows(_text(config), found.tokenizer, 'train', drop_remainder=True, context=how['context'])
+  rows = language.rows(language.beside(config), found.tokenizer, 'train', drop_remainder=True, context=how['context'])
   source = mixture.prefetched(
     mixture.batches(rows, [1.0] * len(rows), max(round(how['per_episode'] * size), 1), config['seed'])
   )
   nll = next_token_loss(model, chunk=config['loss']['chunk'] or None)
   return source, with_pretraining(policy, nll, how['coefficient'])
-
-
-def _text(config: Mapping[str, Any]) -> dict[str, Any]:
-  return {**config, 'data': {**config['pretraining'], 'weights': None, 'separate_documents': True}}
 
 
 def held_out_text(
@@ -153,7 +137,12 @@ def held_out_text(
   how = config['pretraining']
   number = how['eval_rows'] * how['context']
   rows = language.rows(
-    _text(config), found.tokenizer, 'validation', drop_remainder=False, num_tokens=number, context=how['context']
+    language.beside(config),
+    found.tokenizer,
+    'validation',
+    drop_remainder=False,
+    num_tokens=number,
+    context=how['context'],
   )
   return language.validation(LanguageModel(cfg), rows, config['eval_batch_size'], placement.batch)
 

@@ -9,6 +9,8 @@ from experiments import language
 from gpt_jax.data.formats import ask, prompts
 from gpt_jax.data.sources import records
 from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.rollouts import Writing
 from gpt_jax.types import UserError
 
 Asked = tuple[list[int], Mapping[str, Any]]
@@ -43,6 +45,27 @@ def in_turn(asked: Sequence[Asked], number: int, seed: int) -> Callable[[int], l
     return [asked[orders[place // count][place % count]][0] for place in places]
 
   return of_rollout
+
+
+def some(asked: Sequence[Asked], number: int) -> list[Asked]:
+  """About so many prompts, from all over; all, if there are fewer."""
+  return list(asked[:: max(len(asked) // number, 1)][:number])
+
+
+def writing(rollout: Mapping[str, Any], tokenizer: Tokenizer) -> Writing:
+  """How responses are written, of config.rollout.
+
+  Raises:
+    UserError: where they are to be truncated is no token.
+  """
+  return Writing(
+    rollout['max_new_tokens'],
+    Sampling(rollout['temperature']),
+    stop_ids=ends(tokenizer) if rollout['ends'] else (),
+    truncate_ids=saying(tokenizer, rollout['truncate_at']),
+    truncate_after=rollout['truncate_after'],
+    num_samples=rollout['num_samples'],
+  )
 
 
 def ends(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -7,15 +7,32 @@ import json
 import pathlib
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 
-from experiments import language, rewards
+from experiments import language, prompts, rewards
 from experiments.prompts import Asked
 from gpt_jax.data import tokenizers
 from gpt_jax.evaluation.text import distinct
-from gpt_jax.rollouts import Rollouts
+from gpt_jax.rollouts import Response, Rollouts
 from gpt_jax.training.workdir import write_whole
 from gpt_jax.types import Params
+
+
+def counted(responses: Sequence[Response]) -> dict[str, float]:
+  """What can be told of responses without reading them."""
+  texts = [one.tokens for one in responses]
+  return {
+    'length': float(np.mean([len(text) for text in texts])),
+    'ended': float(np.mean([one.ended for one in responses])),
+    'distinct_1': distinct(texts, 1),
+    'distinct_2': distinct(texts, 2),
+  }
+
+
+def verdict(judgements: Float[np.ndarray, 'B'], positive_above: float) -> dict[str, float]:
+  """Of a judge: the mean, and the share of what it finds positive."""
+  return {'judge': float(np.mean(judgements)), 'positive_share': float(np.mean(judgements > positive_above))}
 
 
 def judged(
@@ -31,8 +48,7 @@ def judged(
   The texts go to samples.jsonl.
   """
   how = config['evaluation']
-  step = max(len(asked) // how['prompts'], 1)
-  chosen = [ids for ids, _ in asked[::step][: how['prompts']]]
+  chosen = [ids for ids, _ in prompts.some(asked, how['prompts'])]
   writing = dataclasses.replace(source.writing, num_samples=1)
   decode = functools.partial(tokenizers.decode, found.tokenizer)
   judge = rewards.of_function(how['judge'], 'config.evaluation.judge', found.tokenizer, known) if how['judge'] else None
@@ -42,11 +58,7 @@ def judged(
     scores = source.reward(responses)
     kl, nll = source.divergence(params, responses)
     values = {
-      'reward': float(np.mean(scores)), 'kl': kl, 'reference_perplexity': float(np.exp(nll)),
-      'length': float(np.mean([len(one.tokens) for one in responses])),
-      'ended': float(np.mean([one.ended for one in responses])),
-      'distinct_1': distinct([one.tokens for one in responses], 1),
-      'distinct_2': distinct([one.tokens for one in responses], 2),
+      'reward': float(np.mean(scores)), 'kl': kl, 'reference_perplexity': float(np.exp(nll)), **counted(responses),
     }  # fmt: skip
     lines = [
       {'prompt': decode(one.prompt), 'response': decode(one.tokens), 'reward': float(score)}
@@ -54,10 +66,7 @@ def judged(
     ]
     if judge is not None:
       judgements = judge(responses)
-      values |= {
-        'judge': float(np.mean(judgements)),
-        'positive_share': float(np.mean(judgements > how['positive_above'])),
-      }
+      values |= verdict(judgements, how['positive_above'])
       lines = [{**line, 'judge': float(said)} for line, said in zip(lines, judgements, strict=True)]
     write_whole(folder / 'samples.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
     for line in lines[:3]:

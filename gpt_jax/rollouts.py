@@ -149,7 +149,8 @@ class Rollouts:
   reference: Params
   """Of the language model that the policy is not to leave."""
   prompts: Callable[[int], Sequence[Sequence[int]]]
-  """Those of a rollout by its number, always as many, each at most `prompt_length` long."""
+  """Those of a rollout by its number, always `num_prompts`, each at most `prompt_length` long."""
+  num_prompts: int
   prompt_length: int
   writing: Writing
   reward: Reward
@@ -173,6 +174,11 @@ class Rollouts:
     self._read = jax.jit(functools.partial(_read, self.model, self.writing.sampling.temperature, self.chunk))
     self._estimate = jax.jit(self.estimator.__call__)
     self._left: float | None = None
+
+  @property
+  def minibatch_size(self) -> int:
+    """Responses of an update."""
+    return self.num_prompts * self.writing.num_samples // self.minibatches
 
   def __call__(self, index: int, state: TrainState) -> Iterator[Batch]:
     """The minibatches from step `index` on, up to the end of its rollout."""
@@ -203,7 +209,7 @@ class Rollouts:
     coefficient = lines[-1]['next_kl_coefficient'] if lines else self.kl.coefficient
     prompts = self.prompts(number)
     with self._timed('sampling'):
-      found = self.writing(self.model, params, prompts, seed=self.seed, first_row=number * len(prompts))
+      found = self.writing(self.model, params, prompts, seed=self.seed, first_row=number * self.num_prompts)
     with self._timed('scoring'):
       scores = np.asarray(self.reward(found), np.float32)
     if self.missing_end_reward is not None:
@@ -231,18 +237,21 @@ class Rollouts:
     batch = self._rows(responses)
     weights = batch['weights'][:, 1:]
     said = self._said(params, batch)
-    kl = ((said['old_logprobs'] - said['reference_logprobs']) * weights).sum() / len(responses)
+    kl = ((said['old_logprobs'] - said['reference_logprobs']) * weights).sum() / len(
+      responses
+    )  # padding weighs nothing
     return float(kl), float(-(said['reference_logprobs'] * weights).sum() / weights.sum())
 
   def _rows(self, responses: Sequence[Response]) -> Batch:
-    """Responses behind their prompts, as many rows."""
+    """Responses behind their prompts, filled up with rows of padding to whole minibatches."""
     context = self.prompt_length + self.writing.max_new_tokens - 1
     rows = Answers([answered(response.prompt, response.tokens) for response in responses], context)
-    return rows.batch(np.arange(len(responses)))
+    places = np.arange(-(-len(responses) // self.minibatch_size) * self.minibatch_size)
+    return rows.batch(np.where(places < len(responses), places, -1))
 
   def _said(self, params: Params, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What policy, reference and critic say of the texts, read as many at a time as in an update."""
-    size = max(len(batch['tokens']) // self.minibatches, 1)
+    size = self.minibatch_size
     texts = {name: batch[name] for name in ('tokens', 'weights', 'layout')}
     starts = range(0, len(batch['tokens']), size)
     parts = [

@@ -44,7 +44,7 @@ def rollouts(folder, model=None, params=None, *, reference=None, estimator=None,
   reference = policy_params(params) if reference is None else reference
   writing = Writing(8, Sampling(0.9), stop_ids=(END,), **how.pop('writing', {}))
   return Rollouts(
-    model, reference, how.pop('prompts', lambda number: PROMPTS), 3, writing, score, estimator or Gae(),
+    model, reference, how.pop('prompts', lambda number: PROMPTS), len(PROMPTS), 3, writing, score, estimator or Gae(),
     how.pop('kl', Kl(0.1)), 2, 2, 0, folder / 'rollouts.jsonl', str, **how,
   )  # fmt: skip
 
@@ -126,6 +126,23 @@ def test_every_response_is_in_one_minibatch_of_each_epoch_and_rollouts_differ(tm
   again = list(source(6, state))  # broken off after two of its four updates
   assert len(again) == 2 and [json.loads(line)['rollout'] for line in source.history.read_text().splitlines()] == [0, 1]
   assert set(source.seconds) == {'sampling', 'scoring', 'reading', 'updating'}
+
+
+def test_divergence_of_any_number_of_responses(tmp_path):
+  """Read as many at a time as in an update, filled up with padding that counts nothing."""
+  params, reference = drawn(SHARED, 0), drawn(LanguageModel(CONFIG), 1)
+  source = rollouts(tmp_path, SHARED, params, reference=reference)
+  responses = [Response([3, 4], [5, 6, 7], True), Response([8], [9], False), Response([1, 2, 3], [4, 5], False)]
+  kl, nll = [], []
+  for one in responses:
+    text = jnp.asarray([[*one.prompt, *one.tokens]])
+    said = []
+    for of in (policy_params(params), reference):
+      every = jax.nn.log_softmax(LanguageModel(CONFIG).apply(of, text)[0][0] / 0.9)
+      said.append([float(every[place - 1, text[0, place]]) for place in range(len(one.prompt), text.shape[1])])
+    kl.append(sum(said[0]) - sum(said[1]))
+    nll += [-logprob for logprob in said[1]]
+  assert source.divergence(params, responses) == pytest.approx((np.mean(kl), np.mean(nll)), abs=1e-4)
 
 
 def test_the_kl_coefficient_goes_on_from_the_history(tmp_path):

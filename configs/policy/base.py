@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     },
     'reward': {  # one of the two
       'model': '',  # a finished run of experiments.reward, of the same tokenizer
-      'function': '',  # 'vader', 'answer': a function of prompt and response
+      'function': '',  # 'vader', 'answer', 'gym': a function of prompt and response
     },
     'num_rollouts': 100,
     'epochs': 1,  # times that the responses of a rollout are learned from (lm-human-preferences: 4)
@@ -40,8 +40,6 @@ def get_config() -> ConfigDict:
       'num_samples': 1,  # responses to each prompt
       'max_new_tokens': 24,
       'temperature': 1.0,
-      'top_k': placeholder(int),
-      'top_p': placeholder(float),
       'ends': True,  # the end of a text ends a response; False: all have max_new_tokens (lm-human-preferences)
       'truncate_at': '',  # such as '.': a response is cut behind the first ...
       'truncate_after': 0,  # ... from this number of tokens on (lm-human-preferences: 16)

@@ -63,7 +63,11 @@ def test_every_stage_begins_as_the_one_before_and_the_page_shows_all(tmp_path, c
   assert browser.count('<table>') == 6 and '<img' in browser
   before = (tmp_path / 'run/times.json').read_text()
   again = call(capfd, 'align', *flags)
-  assert again.code == 0 and '===' not in again.out and (tmp_path / 'run/times.json').read_text() == before
+  assert again.code == 0 and again.out.count('is finished') == 4 and 'Resuming' not in again.out
+  assert (tmp_path / 'run/times.json').read_text() == before
+  road(tmp_path, ROAD.replace("'num_rollouts': 1", "'num_rollouts': 2"))
+  changed = call(capfd, 'align', *flags)
+  assert changed.code == 2 and 'config.num_rollouts is 2 but' in changed.err
 
 
 @pytest.mark.parametrize(

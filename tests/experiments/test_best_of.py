@@ -12,7 +12,7 @@ from tests.experiments.test_policy import asked  # noqa: F401  a fixture
 
 @pytest.fixture
 def letters(monkeypatch):
-  monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda record, prompt, response: response.count('o'))
+  monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda: lambda record, prompt, response: response.count('o'))
 
 
 def test_the_best_is_kept_and_learned_from(base, asked, letters, tmp_path, capfd):  # noqa: F811

@@ -136,6 +136,7 @@ def test_templates_in_turn_and_caps(base, shown, tmp_path, capfd):
     (['--config.epochs=0'], 'config.epochs = 0.0 must be above 0'),
     (['--config.lora=lora(rank=0)'], 'rank = 0'),
     (['--config.lora=loro(rank=4)'], "did you mean 'lora'"),
+    (['--config.pretraining.share=0.5'], 'config.pretraining.source is missing'),
     (['--config.pretraining.share=1.0'], 'config.pretraining.share = 1.0 must be from 0 up to 1'),
     (["--config.data.templates=('Question',)"], "config.data.templates: 'Question' must have {} once"),
     (['--config.data.chat=True'], 'no chat template'),

@@ -1,18 +1,29 @@
 """Learning from rewards, from the command line: what is rewarded is written, and a run broken off goes on."""
 
+import dataclasses
+import itertools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import language, rewards
+from experiments import actors, language, rewards
+from gpt_jax.data import tokenizers
 from gpt_jax.data.sources import records
+from gpt_jax.models.heads import LanguageModel, RewardModel
+from gpt_jax.models.parts import from_config
+from gpt_jax.rollouts import Gae, Response
 from gpt_jax.types import UserError
+from tests.experiments import speaker
 from tests.experiments.program import call
 from tests.experiments.test_pretrain import TEXT, lines, losses
 from tests.experiments.test_reward import flags as reward_flags
 from tests.experiments.test_reward import rated  # noqa: F401  a fixture
+
+SMALL = {'num_layers': 2, 'model_dim': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp': 'swiglu(24)', 'vocab_size': 17}
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +37,7 @@ def asked(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def letters(monkeypatch):
   """A reward for every o that is written."""
-  monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda record, prompt, response: response.count('o') / 2)
+  monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda: lambda record, prompt, response: response.count('o') / 2)
 
 
 def flags(base: pathlib.Path, asked: pathlib.Path, workdir: pathlib.Path, *others: str) -> list[str]:
@@ -87,10 +98,61 @@ def test_a_reward_model_is_learned_from_and_a_run_goes_on(base, rated, asked, tm
   )
   result = json.loads((tmp_path / 'whole/result.json').read_text())
   assert result['pretraining_loss'] < 1 and 'speed' in result and result['speed']['sampling_seconds'] > 0
-  # The critic begins as the reward model: its first value of a whole text is the reward of it.
   assert language.load(str(tmp_path / 'whole')).model.config == language.load(str(base)).model.config
   other = call(capfd, 'policy', *flags(base, asked, tmp_path / 'none', f'--config.reward.model={base}'))
   assert other.code == 2 and 'has no reward.json' in other.err
+
+
+@pytest.mark.parametrize('kind', ['own', 'shared'])
+def test_how_a_critic_begins(kind, monkeypatch):
+  """Its own begins as the reward model: the value of a whole text is its reward; a shared head knows nothing."""
+  config = from_config({'family': 'llama2_7b', **SMALL})
+  tokens = jnp.arange(6)[None]
+  policy, reward = LanguageModel(config), RewardModel(config)
+  own = policy.init(jax.random.key(0), tokens)
+  learned = jax.tree.map(lambda leaf: leaf + 0.1, reward.init(jax.random.key(1), tokens))
+  monkeypatch.setattr(actors, 'load_reward', lambda workdir: (reward, learned))
+  model, first = actors.actor({'critic': kind, 'reward': {'model': 'DIR'}}, config, own, Gae())
+  drawn = model.init(jax.random.key(2), tokens, method='features_and_values')
+  begun = first(own, drawn)
+  hidden, unembed, values = model.apply(begun, tokens, method='features_and_values')
+  np.testing.assert_array_equal(unembed(hidden), policy.apply(own, tokens)[0])
+  wanted = reward.apply(learned, tokens)[0] if kind == 'own' else 0.0
+  np.testing.assert_allclose(values[0, -1], wanted, atol=1e-6)
+  alone, first = actors.actor({'critic': 'own', 'reward': {'model': ''}}, config, own, Gae())
+  begun = first(own, alone.init(jax.random.key(2), tokens, method='features_and_values'))
+  assert not alone.apply(begun, tokens, method='features_and_values')[2].any()
+  np.testing.assert_array_equal(
+    begun['params']['critic']['transformer']['embed']['embedding'], own['params']['transformer']['embed']['embedding']
+  )
+
+
+def test_a_reward_model_reads_what_ended_with_its_end_and_no_padding(tmp_path, monkeypatch):
+  other = speaker.save(tmp_path / 'speaker')
+  found = language.weights(str(other))
+  config = dataclasses.replace(found.config, tie_embeddings=True).evaluated()
+  model = RewardModel(config)
+  rng = np.random.default_rng(0)
+  noisy = lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) / 3, jnp.float32)
+  params = jax.tree.map(noisy, model.init(jax.random.key(0), jnp.zeros((1, 1), int)))
+  monkeypatch.setattr(rewards, 'load_reward', lambda workdir: (model, params))
+  monkeypatch.setattr(language, 'tokenizer_of', lambda workdir: found.tokenizer)
+  end = found.tokenizer.end_of_text
+  responses = [
+    Response([5, 6], [7, 8], True),
+    Response([5, 6], [7, 8], False),
+    Response([5], [7, end], True),
+    Response([9], [4] * 5, False),
+  ]
+  texts = [[5, 6, 7, 8, end], [5, 6, 7, 8], [5, 7, end], [9, 4, 4, 4, 4, 4]]
+  for batch_size in (3, 4):
+    scores = rewards.of_model('DIR', found.tokenizer, 6, batch_size)(responses)
+    wanted = [float(model.apply(params, jnp.asarray(ids)[None])[0]) for ids in texts]
+    np.testing.assert_allclose(scores, wanted, rtol=1e-4)
+  assert min(abs(a - b) for a, b in itertools.combinations(wanted, 2)) > 0.05, 'or nothing could be told apart'
+  monkeypatch.setattr(language, 'tokenizer_of', lambda workdir: tokenizers.tokenizer('bytes'))
+  with pytest.raises(UserError, match='has another tokenizer'):
+    rewards.of_model('DIR', found.tokenizer, 6, 4)
 
 
 def test_tasks_whose_answers_are_checked(tmp_path, capfd):
@@ -111,12 +173,14 @@ def test_tasks_whose_answers_are_checked(tmp_path, capfd):
 
 def test_functions_by_hand():
   record = {'answer': ' 42'}
-  answer = rewards.FUNCTIONS['answer']
+  answer = rewards.FUNCTIONS['answer']()
   assert [answer(record, 'p', text) for text in ('42', ' 42\nmore', '42.', 'x 42', '')] == [1, 1, 0, 0, 0]
   ((_, task),) = records('gym:chain_sum?size=1', held_out=0)
-  gym = rewards.FUNCTIONS['gym']
+  gym = rewards.FUNCTIONS['gym']()
   assert gym(task, task['prompt'], f' {task["answer"]}\n') == 1 and gym(task, task['prompt'], 'many') < 0.1
-  vader = rewards.FUNCTIONS['vader']
+  with pytest.raises(UserError, match='take the prompts from gym:TASK'):
+    gym({'prompt': 'p'}, 'p', '3')
+  vader = rewards.FUNCTIONS['vader']()
   assert vader({}, 'great', 'It is dull.') < -0.3 and vader({}, 'dull', 'A great film!') > 0.5
   with pytest.raises(UserError, match="did you mean 'vader'"):
     rewards.of_function('vade', 'config.reward.function', None, {})
@@ -131,6 +195,7 @@ def test_functions_by_hand():
     (['--config.reward.function=vadr'], "did you mean 'vader'"),
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.rollout.prompts=0'], 'config.rollout.prompts = 0 must be at least 1'),
+    (['--config.pretraining.coefficient=1.0'], 'config.pretraining.source is missing'),
     (['--config.minibatches=3'], 'config.minibatches = 3 does not divide the 16 responses'),
     (['--config.rollout.temperature=0'], 'config.rollout.temperature = 0.0 must be above 0'),
     (['--config.estimator=ppo'], "config.estimator = 'ppo'"),
