@@ -13,9 +13,11 @@ def get_config() -> ConfigDict:
   config = reward.get_config()
   for name in ('embedding_dropout', 'attention_dropout', 'residual_dropout'):
     del config.model[name]
+  del config.normalized
   config.data.form = 'pairs'
   config.loss = {
     'form': 'sigmoid',  # 'ipo'
+    'by_token': False,  # True: log-likelihoods a token, as IPO's authors and TRL have them
     'beta': 0.1,
     'label_smoothing': 0.0,  # the share of preferences taken to be the wrong way round (conservative DPO)
     'chunk': 0,  # places of a row whose logits exist at once; 0: all

@@ -80,6 +80,7 @@ def dpo_loss(
   beta: float | int = 0.1,
   label_smoothing: float | int = 0.0,
   form: Literal['sigmoid', 'ipo'] = 'sigmoid',
+  by_token: bool = False,
   chunk: int | None = None,
 ) -> LossFn:
   """Learns from preferences without a reward model (Rafailov et al. 2023, equation 7).
@@ -87,15 +88,18 @@ def dpo_loss(
   With h = log pi - reference_logprobs of whole responses, which the batch has [B, K], and d = h_w - h_l:
   -(1 - s) log sigmoid(beta d) - s log sigmoid(-beta d), s the label smoothing (Mitchell 2023, conservative DPO); or
   (d - 1 / (2 beta))^2, IPO (Azar et al. 2023, equation 17). All pairs of a ranking come from K readings, as in
-  `ranking_loss`; of two responses it is the papers'.
+  `ranking_loss`; of two responses it is the papers'. `by_token`: h is divided by the tokens of the response, as IPO's
+  authors and TRL have it, so that beta is the same for long and short ones.
 
   Metrics: accuracy, how often the better of a pair has gained more; margin, beta d; and chosen_gain and rejected_gain,
-  the means of h over pairs, in nats.
+  the means of h over pairs, in nats (a token, with `by_token`).
   """
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
     del rng
     gains = log_likelihoods(model, params, batch, chunk=chunk) - batch['reference_logprobs']
+    if by_token:
+      gains = gains / jnp.maximum(jnp.sum(batch['said'], axis=2), 1)
     better, apart = preferred(batch), gains[:, :, None] - gains[:, None, :]
     if form == 'ipo':
       losses = jnp.square(apart - 1 / (2 * beta))
@@ -115,9 +119,9 @@ def dpo_loss(
 def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:
   """`ranking_loss` with what is measured once a reward model is trained.
 
-  Metrics, besides accuracy: best_reward, the mean reward of the responses that stand first in their rankings;
-  and of the comparisons, both ways round, whose sigmoid(r_i - r_j) falls in bin k of [0, 1]: predicted_k, the mean of
-  that, observed_k, how often i was preferred, and share_k, how many those are of all.
+  Metrics, besides accuracy: mean_reward and mean_square_reward, of all responses; best_reward, the mean of those that
+  stand first in their rankings; and of the comparisons, both ways round, whose sigmoid(r_i - r_j) falls in bin k of
+  [0, 1]: predicted_k, the mean of that, observed_k, how often i was preferred, and share_k, how many those are of all.
   """
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
@@ -128,6 +132,7 @@ def ranking_metrics(model: Rewards, *, bins: int = 10) -> LossFn:
     number = jnp.minimum((predicted * bins).astype(jnp.int32), bins - 1)
     real = batch['weights'] > 0
     first = real & (batch['scores'] >= jnp.max(jnp.where(real, batch['scores'], -jnp.inf), axis=1, keepdims=True))
+    metrics['mean_reward'], metrics['mean_square_reward'] = _mean(rewards, real), _mean(jnp.square(rewards), real)
     metrics['best_reward'] = _mean(rewards, first)
     for k in range(bins):
       within = compared & (number == k)

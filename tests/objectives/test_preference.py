@@ -160,6 +160,7 @@ def policy_and_batch(seed: int = 3) -> tuple[dict, dict]:
       lambda d: 0.8 * jnp.log1p(jnp.exp(-0.3 * d)) + 0.2 * jnp.log1p(jnp.exp(0.3 * d)),
     ),
     ({'beta': 0.5, 'form': 'ipo'}, lambda d: (d - 1.0) ** 2),
+    ({'beta': 0.5, 'form': 'ipo', 'by_token': True}, lambda d: (d - 1.0) ** 2),
   ],
 )
 @pytest.mark.parametrize('chunk', [None, 3])
@@ -174,7 +175,7 @@ def test_dpo_and_its_gradient_are_those_of_a_loop_over_pairs(how, each, chunk):
         tokens, gain = batch['tokens'][row, k], -batch['reference_logprobs'][row, k]
         for t in np.flatnonzero(batch['said'][row, k]):
           gain += jax.nn.log_softmax(params['logits'][tokens[t - 1]])[tokens[t]]
-        gains.append(gain)
+        gains.append(gain / batch['said'][row, k].sum() if how.get('by_token') else gain)
       pairs = [(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b]
       total += sum(each(gains[i] - gains[j]) for i, j in pairs) / math.comb(len(scores), 2)
     return total / len(SCORES)
