@@ -1,20 +1,33 @@
-"""Demonstrations as a config describes them: what is learned from, and what of the model learns."""
+"""Demonstrations as a config describes them: what is learned from, what of the model learns, and how it is chosen."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import language
+import jax
+import numpy as np
+
+from experiments import language, prompts, rewards
 from gpt_jax.data.answers import Answers
-from gpt_jax.data.formats import Demonstration, demonstrations, teach
+from gpt_jax.data.formats import Demonstration, ask, demonstrations, teach
 from gpt_jax.data.rows import Dataset
 from gpt_jax.data.sources import records
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.lora import Lora
 from gpt_jax.models.parts import part
 from gpt_jax.names import choose
-from gpt_jax.types import UserError
+from gpt_jax.rollouts import Writing
+from gpt_jax.types import Params, UserError
 
 LORA_ALONE = (('lora_[ab]$', 1.0), ('', 0.0))
 """Rates of a model that stays as it is beside its LoRA."""
+
+CHECKPOINTS: Mapping[str, tuple[str, bool]] = {
+  'last': ('validation_loss', False),
+  'best': ('validation_loss', False),
+  'reward': ('held_out_reward', True),
+}
+"""By what a checkpoint is best, and whether the most of it is, for each value of config.checkpoint."""
 
 
 def checked(config: Mapping[str, Any]) -> Lora | None:
@@ -31,7 +44,15 @@ def checked(config: Mapping[str, Any]) -> Lora | None:
   for template in config['data']['templates']:
     if template.count('{}') != 1:
       raise UserError(f'config.data.templates: {template!r} must have {{}} once, where the prompt goes')
-  choose('config.checkpoint', config['checkpoint'], dict.fromkeys(('last', 'best')))
+  choose('config.checkpoint', config['checkpoint'], CHECKPOINTS)
+  if config['checkpoint'] == 'reward':
+    for name in ('prompts', 'prompt_tokens', 'max_new_tokens'):
+      if config['reward'][name] < 1:
+        raise UserError(f'config.reward.{name} = {config["reward"][name]} must be at least 1')
+    if not config['reward']['model']:
+      raise UserError("config.checkpoint = 'reward' needs config.reward.model, a finished run of experiments.reward")
+    if jax.process_count() > 1:
+      raise UserError("config.checkpoint = 'reward': responses are written by one process; start one")
   return part('lora', config['lora'], 'config.lora') if config['lora'] else None
 
 
@@ -47,21 +68,46 @@ def training_rows(config: Mapping[str, Any], found: language.Weights) -> tuple[l
 
 def answers(config: Mapping[str, Any], found: language.Weights, split: str) -> Answers:
   """The demonstrations of a split of config.data as rows, and a line that says what there is."""
-  data = config['data']
-  shown = []
-  for name in language.sources_of(data):
-    of_source = demonstrations(records(name, split, data['held_out']))
-    shown += of_source[: data['cap'] or None]
-  texts = [
-    teach(found.tokenizer, _asked(demonstration, number, data), found.begin)
-    for number, demonstration in enumerate(shown)
-  ]
-  made = Answers(texts, config['context'], data['packed'])
+  texts = [teach(found.tokenizer, demonstration, found.begin) for demonstration in shown(config, split)]
+  made = Answers(texts, config['context'], config['data']['packed'])
   print(
     f'{split}: {len(texts):,} demonstrations in {len(made):,} rows, {made.predicted:,} tokens to be predicted; '
     f'{made.cut:,} are cut, {made.dropped:,} dropped'
   )
   return made
+
+
+def shown(config: Mapping[str, Any], split: str) -> list[Demonstration]:
+  """The demonstrations of a split of config.data, as the model is shown them."""
+  data, every = config['data'], []
+  for name in language.sources_of(data):
+    every += demonstrations(records(name, split, data['held_out']))[: data['cap'] or None]
+  return [_asked(demonstration, number, data) for number, demonstration in enumerate(every)]
+
+
+def rewarded(config: Mapping[str, Any], found: language.Weights, model: LanguageModel) -> language.Evaluation:
+  """What a reward model says of answers to held-out prompts: by that InstructGPT chose among epochs (appendix C.1).
+
+  Raises:
+    UserError: no such reward model, or no prompt is short enough.
+  """
+  how = config['reward']
+  asked = [
+    [*ask(found.tokenizer, one.prompt, found.begin), *found.tokenizer.encode(one.answer).tolist()[: how['given']]]
+    for one in shown(config, 'validation')
+  ]
+  asked = [ids for ids in asked if 0 < len(ids) <= how['prompt_tokens']]
+  if not asked:
+    raise UserError(f'no held-out prompt has 1 to {how["prompt_tokens"]} tokens: set config.reward.prompt_tokens')
+  chosen = prompts.some(asked, how['prompts'])
+  length = max(map(len, chosen)) + how['max_new_tokens']
+  reward = rewards.of_model(how['model'], found.tokenizer, length, config['eval_batch_size'])
+  writing = Writing(how['max_new_tokens'], Sampling(how['temperature']), stop_ids=prompts.ends(found.tokenizer))
+
+  def evaluation(params: Params) -> dict[str, float]:
+    return {'reward': float(np.mean(reward(writing(model, params, chosen, seed=config['seed'] + 1))))}
+
+  return evaluation
 
 
 def _asked(demonstration: Demonstration, number: int, data: Mapping[str, Any]) -> Demonstration:

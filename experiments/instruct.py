@@ -55,6 +55,10 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     begun = lambda params: adapted(params, init(jax.random.key(config['seed'])))
     return jax.jit(begun, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(params)
 
+  evaluations: dict[str, language.Evaluation] = {}
+  if config['checkpoint'] == 'reward':
+    evaluations['held_out'] = demonstrations.rewarded(config, found, evaluated)
+
   def held_out(params: Params) -> dict[str, float]:
     rows = in_order(validation, config['eval_batch_size'], **hosts)
     return evaluate(measured, params, map(placement.batch, rows))
@@ -69,7 +73,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     placement=placement,
     tokens_per_step=lambda index: config['batch_size'] * config['context'],
     flops_per_token=training_flops(cfg, config['context']),
-    evaluations={'validation': held_out},
+    evaluations={'validation': held_out, **evaluations},
+    best=demonstrations.CHECKPOINTS[config['checkpoint']],
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
   )
   if state is not None:

@@ -114,10 +114,10 @@ def flops(config: Mapping[str, Any]) -> float:
   return training_flops(model, context) * ramp.start(config['num_steps']) * context
 
 
-def check_context(model: TransformerConfig, context: int) -> None:
+def check_context(model: TransformerConfig, context: int, field: str = 'config.context') -> None:
   """A row must not be longer than the model has learned positions."""
   if model.positions is not None and model.positions.length < context:
-    raise UserError(f'config.context = {context} exceeds the {model.positions.length} learned positions of the model')
+    raise UserError(f'{field} = {context} exceeds the {model.positions.length} learned positions of the model')
 
 
 def rows(
@@ -300,10 +300,10 @@ def weights(name: str) -> Weights:
   context = made.positions.length if made.positions is not None else None
   # What learned along with its heads is read and begins as the model that it comes from.
   run = weights(config['base']).run if 'base' in config else config
-  finished = config.get('checkpoint') == 'best' and (folder / 'result.json').exists()
+  finished = config.get('checkpoint', 'last') != 'last' and (folder / 'result.json').exists()
   step = read_json(folder / 'result.json')['best_step'] if finished else None
   if step == 0:
-    raise UserError(f'{name}: its validation loss was least before training: lower config.optimizer.learning_rate')
+    raise UserError(f'{name}: it was best before training: lower config.optimizer.learning_rate')
   return Weights(name, dataclasses.replace(made, lora=None), tokenizer, context, run, None, made.lora, step)
 
 

@@ -1,7 +1,7 @@
 """Prompts that a policy writes on from, and what ends what it writes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from gpt_jax.types import UserError
 
 Asked = tuple[list[int], Mapping[str, Any]]
 """The tokens of a prompt, and the record that it comes from."""
+
+T = TypeVar('T')
 
 
 def of_split(data: Mapping[str, Any], found: language.Weights, split: str) -> list[Asked]:
@@ -47,7 +49,7 @@ def in_turn(asked: Sequence[Asked], number: int, seed: int) -> Callable[[int], l
   return of_rollout
 
 
-def some(asked: Sequence[Asked], number: int) -> list[Asked]:
+def some(asked: Sequence[T], number: int) -> list[T]:
   """About so many prompts, from all over; all, if there are fewer."""
   return list(asked[:: max(len(asked) // number, 1)][:number])
 

@@ -94,7 +94,7 @@ def of_model(workdir: str, tokenizer: Tokenizer, length: int, batch_size: int) -
   theirs = language.tokenizer_of(workdir)
   if tokenizers.fingerprint(theirs) != tokenizers.fingerprint(tokenizer):
     raise UserError(f'the reward model {workdir} has another tokenizer than the policy')
-  language.check_context(model.config, length + 1)
+  language.check_context(model.config, length + 1, 'a prompt, max_new_tokens and what ends a text')
   apply = jax.jit(model.apply)
   ends = prompts.ends(tokenizer)
 

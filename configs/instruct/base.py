@@ -48,7 +48,17 @@ def get_config() -> ConfigDict:
     'log_every': 10,
     'eval_every': 0,  # 0: at the start and the end only
     'eval_batch_size': 32,
-    'checkpoint': 'last',  # that a finished run is read as; 'best': of least validation loss, of those evaluated
+    # The checkpoint, of those evaluated, that a finished run is read as; 'best': of least validation loss; 'reward':
+    # whose answers to held-out prompts a reward model likes best, as InstructGPT chose.
+    'checkpoint': 'last',
+    'reward': {
+      'model': '',  # a finished run of experiments.reward, of the same tokenizer
+      'prompts': 256,
+      'prompt_tokens': 64,  # of a prompt at most; longer ones are left out
+      'given': 0,  # tokens of the answer that stand before what is written
+      'max_new_tokens': 24,
+      'temperature': 1.0,
+    },
     'checkpoint_every': 0,
     'keep_checkpoints': 1,
   })  # fmt: skip

@@ -46,6 +46,7 @@ def run(
   tokens_per_step: Callable[[int], int],
   flops_per_token: float | int,
   evaluations: Mapping[str, Callable[[Params], Mapping[str, float]]] | None = None,
+  best: tuple[str, bool] = ('validation_loss', False),
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
   summary: Callable[[Params], dict[str, Any]] = lambda params: {},
 ) -> TrainState | None:
@@ -56,11 +57,11 @@ def run(
   parameters that `init(key)` draws or, where they come from elsewhere, from what `first` returns: it is given their
   shapes with the shardings they are to have, and is called only when there is no checkpoint to go on from.
   `source` gives batches of this host's rows, as numpy arrays; jax's arrays are taken as they lie.
-  An evaluation NAME that returns {'loss': x} makes the metric NAME_loss; validation_loss decides which checkpoint is
-  best. Evaluations and `summary`, whose result goes to result.json, see the averaged parameters where the optimiser
-  keeps an average. What depends on the machine stands in result.json under `speed`; all else, two runs of one config
-  have alike. A run that leaves the finite numbers leaves diverged.json. `describe_batch(index)` says which rows the
-  batch after `index` steps has, for error messages.
+  An evaluation NAME that returns {'loss': x} makes the metric NAME_loss. `best` is the metric that decides which
+  checkpoint is best, and whether it is by the most of it. Evaluations and `summary`, whose result goes to result.json,
+  see the averaged parameters where the optimiser keeps an average. What depends on the machine stands in result.json
+  under `speed`; all else, two runs of one config have alike. A run that leaves the finite numbers leaves diverged.json.
+  `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
   """
   workdir = pathlib.Path(workdir)
@@ -81,8 +82,8 @@ def run(
     tokens_per_step=tokens_per_step,
     describe_batch=describe_batch,
   )
-  validation = {line['step']: line['validation_loss'] for line in log.lines if line.get('validation_loss') is not None}
-  checkpoints = open_checkpoints(workdir, keep=config['keep_checkpoints'], score=validation.get)
+  scores = {step: score for score, step in _scores(log.lines, *best)}
+  checkpoints = open_checkpoints(workdir, keep=config['keep_checkpoints'], score=scores.get)
   evaluating = lambda index: bool(evaluations) and (index in (0, num_steps) or _due(config['eval_every'], index))
 
   def evaluate(index: int, state: TrainState) -> None:
@@ -90,8 +91,7 @@ def run(
     for name, evaluation in evaluations.items():
       line |= {f'{name}_{key}': float(value) for key, value in evaluation(_best_of(state)).items()}
     log.write(line)
-    if log.lines[-1].get('validation_loss') is not None:
-      validation[index] = line['validation_loss']
+    scores.update({step: score for score, step in _scores(log.lines[-1:], *best)})
     if index != num_steps:  # all is drawn at the end
       plot(workdir, log.lines)
     tqdm.write(', '.join(f'{name} {value:.4f}' if name != 'step' else f'step {value}' for name, value in line.items()))
@@ -124,7 +124,7 @@ def run(
       state = fit(state, placed, step, num_steps=num_steps, hooks=(log, milestone))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
-    write_json(workdir / 'result.json', _result(log, flops_per_token, state.params, summary(_best_of(state))))
+    write_json(workdir / 'result.json', _result(log, best, flops_per_token, state.params, summary(_best_of(state))))
   return state
 
 
@@ -173,14 +173,22 @@ def _all_finite(tree: Any) -> jax.Array:
 TIMES = ('seconds', 'tokens_per_second')
 
 
-def _result(log: Log, flops_per_token: float | int, params: Params, measured: dict[str, Any]) -> dict[str, Any]:
-  """The last value of everything logged, the best validation loss, and what else was measured."""
+def _scores(lines: Iterable[Mapping[str, Any]], metric: str, most: bool) -> list[tuple[float, int]]:
+  """A score, less of which is better, and the step of each line that has the metric; what is not finite has none."""
+  return [(-line[metric] if most else line[metric], line['step']) for line in lines if line.get(metric) is not None]
+
+
+def _result(
+  log: Log, best: tuple[str, bool], flops_per_token: float | int, params: Params, measured: dict[str, Any]
+) -> dict[str, Any]:
+  """The last value of everything logged, the best of the metric that decides, and what else was measured."""
   left_out = (*TIMES, 'learning_rate', 'grad_norm')
   result = {name: value for line in log.lines for name, value in line.items() if name not in left_out}
   result['parameters'] = sum(leaf.size for leaf in jax.tree.leaves(params))
-  scored = [(line['validation_loss'], line['step']) for line in log.lines if line.get('validation_loss') is not None]
-  if scored:
-    result['best_validation_loss'], result['best_step'] = min(scored)
+  metric, most = best
+  if scored := _scores(log.lines, metric, most):
+    score, result['best_step'] = min(scored)
+    result[f'best_{metric}'] = -score if most else score
   speed = {**_speed(log, flops_per_token), **measured.pop('speed', {})}
   return {**result, **measured, 'speed': speed}
 

@@ -40,7 +40,10 @@ def test_bad_flags_end_in_one_line(base, asked, tmp_path, capfd):  # noqa: F811
     ([], 'give either --reward or --function'),
     (['--function=letter'], "--function = 'letter'"),
     (['--function=vader', '--temperature=0'], '--temperature=0.0 must be above 0'),
-    (['--function=vader', '--max_new_tokens=60'], 'exceeds the 64 learned positions'),
+    (
+      ['--function=vader', '--max_new_tokens=60'],
+      'a prompt and --max_new_tokens = 66 exceeds the 64 learned positions',
+    ),
   ):
     ended = call(capfd, 'best_of', *flags, *more)
     assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended

@@ -1,14 +1,19 @@
 """Teaching by demonstrations from the command line: what is shown is said, and what stays as it is stays so."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import language
+from experiments import language, prompts
+from experiments.rewards import of_model as rewards_of_model
+from gpt_jax.decoding.sampling import Sampling
+from gpt_jax.rollouts import Writing
 from gpt_jax.types import UserError
 from tests.experiments import speaker
 from tests.experiments.program import call
@@ -83,8 +88,37 @@ def test_the_best_checkpoint_is_read_where_it_is_asked_for(base, tmp_path, capfd
   last = dataclasses.replace(found, step=None).read(found.config)
   assert not jax.tree.all(jax.tree.map(np.array_equal, read, last))
   (tmp_path / 'run/result.json').write_text(json.dumps({**result, 'best_step': 0}))
-  with pytest.raises(UserError, match='was least before training'):
+  with pytest.raises(UserError, match='was best before training'):
     language.weights(str(tmp_path / 'run'))
+
+
+def test_the_checkpoint_whose_answers_a_reward_model_likes_best(base, tmp_path, capfd):
+  """Demonstrations of which half have foxes, and rankings of how many a text has."""
+  rated = tmp_path / 'rated.jsonl'
+  texts = [' '.join(words) for words in itertools.product(('the', 'fox'), ('lazy', 'fox'), ('dog;', 'fox'))] * 20
+  rated.write_text(''.join(json.dumps({'text': text, 'rating': text.count('fox')}) + '\n' for text in texts))
+  likes = tmp_path / 'likes'
+  how = ['--config=configs/reward/tiny.py', f'--config.init_from={base}', f'--config.data.source=file:{rated}']
+  assert call(capfd, 'reward', *how, f'--workdir={likes}').code == 0
+  shown = tmp_path / 'shown.jsonl'
+  shown.write_text('{"prompt": "the ", "answer": "fox fox"}\n{"prompt": "the ", "answer": "dog dog"}\n' * 30)
+  how = ['--config.checkpoint=reward', f'--config.reward.model={likes}', '--config.epochs=6', '--config.eval_every=1']
+  how += ['--config.keep_checkpoints=1', '--config.reward.max_new_tokens=12']
+  ended = call(capfd, 'instruct', *flags(base, shown, tmp_path / 'run', *how))
+  assert ended.code == 0, ended.err
+  rewards = {line['step']: line['held_out_reward'] for line in lines(tmp_path / 'run') if 'held_out_reward' in line}
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  best = max(rewards, key=rewards.get)
+  assert 0 < best < result['step']
+  assert result['best_step'] == best and result['best_held_out_reward'] == rewards[best]
+  found = language.weights(str(tmp_path / 'run'))
+  assert found.step == best
+  trained = language.load(str(tmp_path / 'run'))
+  model = rewards_of_model(str(likes), trained.tokenizer, 20, 8)
+  prompt = trained.tokenizer.encode('the ').tolist()
+  writing = Writing(12, Sampling(1.0), stop_ids=prompts.ends(trained.tokenizer))
+  said = writing(trained.model, trained.params, [prompt] * 6, seed=1)
+  assert float(np.mean(model(said))) == pytest.approx(rewards[best], abs=1e-4)
 
 
 def test_broken_off_it_goes_on_with_text_mixed_in(base, shown, tmp_path, capfd):
@@ -92,7 +126,7 @@ def test_broken_off_it_goes_on_with_text_mixed_in(base, shown, tmp_path, capfd):
   how = [text, '--config.pretraining.share=0.25', '--config.epochs=3']
   assert call(capfd, 'instruct', *flags(base, shown, tmp_path / 'whole', *how)).code == 0
   broken = flags(base, shown, tmp_path / 'broken', *how)
-  assert call(capfd, 'instruct', *broken).code == 0
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'broken')
   steps = sorted(int(path.name) for path in (tmp_path / 'broken/checkpoints').iterdir() if path.name.isdigit())
   for name in ('result.json', f'checkpoints/{steps[-1]}'):
     (tmp_path / 'broken' / name).rename(tmp_path / pathlib.Path(name).name)

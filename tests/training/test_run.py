@@ -185,12 +185,18 @@ def test_a_result_parts_what_the_machine_decides_from_what_it_does_not(unbroken,
   assert {**ours, 'speed': None} == {**theirs, 'speed': None}
 
 
-def test_keeps_the_last_and_the_best(tmp_path):
-  scores = iter([9.0, 3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+@pytest.mark.parametrize(('best', 'step'), [(None, 2), (('validation_loss', True), 3), (('held_out_reward', True), 1)])
+def test_keeps_the_last_and_the_best(best, step, tmp_path):
+  losses, rewards = iter([2.0, 3.0, 1.0, 9.0, 4.0, 5.0, 6.0]), iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6])
   fields = config(num_steps=6, eval_every=1, keep_checkpoints=2)
-  toy(tmp_path, fields, evaluations={'validation': lambda params: {'loss': next(scores)}})
-  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'2', '5', '6'}
-  assert json.loads((tmp_path / 'result.json').read_text())['best_step'] == 2
+  evaluations = {
+    'validation': lambda params: {'loss': next(losses)}, 'held_out': lambda params: {'reward': next(rewards)}
+  }  # fmt: skip
+  toy(tmp_path, fields, evaluations=evaluations, **({'best': best} if best else {}))
+  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {str(step), '5', '6'}
+  result = json.loads((tmp_path / 'result.json').read_text())
+  assert result['best_step'] == step
+  assert result[f'best_{best[0] if best else "validation_loss"}'] == {1: 0.9, 2: 1.0, 3: 9.0}[step]
 
 
 @pytest.mark.parametrize(
