@@ -1,7 +1,8 @@
 """Heads as runs leave them: Medusa's, and those of reward models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -27,11 +28,23 @@ def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
 
 
 REWARD_FILE = 'reward.json'
-"""In the folder of a finished run of experiments.reward: its model, and what is added to its rewards."""
+"""In the folder of a finished run of experiments.reward: its model, the gain of its rewards, and what is added then."""
+
+NORMALIZED: Mapping[str, Callable[[Mapping[str, float]], tuple[float, float]]] = {
+  'best': lambda measured: (1.0, -measured['best_reward']),
+  'all': lambda measured: _standard(measured['mean_reward'], measured['mean_square_reward']),
+}
+"""Gain and offset of what `ranking_metrics` measured: the best of the rankings have mean 0, as demonstrations in
+InstructGPT (section 3.5); or all texts mean 0 and deviation 1 (Ziegler et al. 2019, section 2.1)."""
+
+
+def _standard(mean: float, mean_square: float) -> tuple[float, float]:
+  gain = 1 / max(math.sqrt(max(mean_square - mean**2, 0.0)), 1e-8)
+  return gain, -mean * gain
 
 
 def load_reward(workdir: str) -> tuple[RewardModel, Params]:
-  """The reward model of a run, by which the best of its held-out rankings have reward 0 on average.
+  """The reward model of a run, its rewards normalised as the run has them.
 
   Raises:
     UserError: it is not the folder of such a run, or the run is not finished.
@@ -43,7 +56,11 @@ def load_reward(workdir: str) -> tuple[RewardModel, Params]:
   model = RewardModel(from_config(said['model']).evaluated())
   params = restore_params(folder, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
   inner = params['params']
-  return model, jax.device_put({'params': {**inner, 'reward_bias': inner['reward_bias'] + said['offset']}})
+  scaled = {
+    'reward_kernel': inner['reward_kernel'] * said['gain'],
+    'reward_bias': inner['reward_bias'] * said['gain'] + said['offset'],
+  }
+  return model, jax.device_put({'params': {**inner, **scaled}})
 
 
 def heads_config(workdir: str) -> Mapping[str, Any]:

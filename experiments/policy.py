@@ -37,7 +37,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   cfg = dataclasses.replace(found.changed(config['model']).evaluated(), lora=None)
   rollout = config['rollout']
   length = actors.length(config)
-  language.check_context(cfg, length)
+  language.check_context(cfg, length, 'config.data.prompt_tokens + config.rollout.max_new_tokens')
   steps = config['epochs'] * config['minibatches']
   placement = Placement(make_mesh(config['mesh']))
   asked = {split: prompts.of_split(config['data'], found, split) for split in ('train', 'validation')}
@@ -81,6 +81,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     history=folder / 'rollouts.jsonl',
     decode=functools.partial(tokenizers.decode, found.tokenizer),
     missing_end_reward=rollout['missing_end_reward'],
+    whiten_scores=config['reward']['whiten'],
     pretraining=text,
     chunk=loss['chunk'],
   )

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 import pandas as pd
 
 from experiments import command, language, preferences
-from experiments.heads import REWARD_FILE
+from experiments.heads import NORMALIZED, REWARD_FILE
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.figures import calibration
@@ -22,9 +22,9 @@ from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import reward_flops
 from gpt_jax.models.heads import RewardModel, reward_params
 from gpt_jax.models.parts import to_config
+from gpt_jax.names import choose
 from gpt_jax.objectives.preference import ranking_loss, ranking_metrics
 from gpt_jax.sharding import Placement, make_mesh
-from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.plots import save
 from gpt_jax.training.run import run
 from gpt_jax.training.workdir import prepare, write_json
@@ -36,13 +36,13 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it w
 
 def train(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  form = preferences.checked(config)
+  preferences.check(config)
+  normalized = choose('config.normalized', config['normalized'], NORMALIZED)
   found = language.weights(config['init_from'])
   cfg = found.changed(config['model'])
   language.check_context(cfg, config['context'])
-  train, validation = (preferences.ranked(config, found, split, form) for split in ('train', 'validation'))
+  train, validation = (preferences.ranked(config, found, split) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
-  make_optimizer(config['optimizer'], num_steps)
   config = {**config, 'num_steps': num_steps}
   prepare(workdir, config)
   tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
@@ -64,11 +64,12 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     return evaluate(measured, params, map(placement.batch, held_out))
 
   def summary(params: Params) -> dict[str, Any]:
-    offset = -measure(params)['best_reward']
-    write_json(pathlib.Path(workdir) / REWARD_FILE, {'model': to_config(cfg), 'offset': offset})
+    gain, offset = normalized(measure(params))
+    scale = {'gain': gain, 'offset': offset}
+    write_json(pathlib.Path(workdir) / REWARD_FILE, {'model': to_config(cfg), **scale})
     table = bins(measure(params))
     save(calibration(table), pathlib.Path(workdir) / 'plots' / 'calibration.png')
-    return {'offset': offset, 'calibration': table.to_dict('list')}
+    return {**scale, 'calibration': table.to_dict('list')}
 
   state = run(
     workdir,

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
@@ -164,6 +165,8 @@ class Rollouts:
   decode: Callable[[Sequence[int]], str]
   missing_end_reward: float | None = None
   """The score of a response that did not end (EOS trick); None: what the reward says."""
+  whiten_scores: bool = False
+  """True: what is learned from are the scores of a rollout at mean 0 and deviation 1 (Touvron et al. 2023)."""
   pretraining: Callable[[int], Batch] | None = None
   """Text to go on learning from, by the number of the step."""
   chunk: int | None = None
@@ -215,11 +218,12 @@ class Rollouts:
     if self.missing_end_reward is not None:
       scores = np.where([response.ended for response in found], scores, np.float32(self.missing_end_reward))
     batch: dict[str, Any] = {**self._rows(found), 'scores': scores}
+    learned = advantages.whiten(jnp.asarray(scores), jnp.ones(len(scores))) if self.whiten_scores else scores
     weights = batch['weights'][:, 1:]
     with self._timed('reading'):
       said = self._said(params, batch)
       worth = self._estimate(
-        scores, said['old_logprobs'], said['reference_logprobs'], said.pop('values', None), weights, coefficient
+        learned, said['old_logprobs'], said['reference_logprobs'], said.pop('values', None), weights, coefficient
       )
       batch |= {**said, **jax.device_get(worth)}
     kl = float(((said['old_logprobs'] - said['reference_logprobs']) * weights).sum(axis=1).mean())

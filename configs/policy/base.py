@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     'reward': {  # one of the two
       'model': '',  # a finished run of experiments.reward, of the same tokenizer
       'function': '',  # 'vader', 'answer', 'gym': a function of prompt and response
+      'whiten': False,  # True: scores of a rollout at mean 0 and deviation 1, before the KL (LLaMA-2: whitened logits)
     },
     'num_rollouts': 100,
     'epochs': 1,  # times that the responses of a rollout are learned from (lm-human-preferences: 4)

@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
       'most': 9,
       'limit': 0,  # the first rankings of each split alone; 0: all
     },
+    # Of the rewards of a finished run: 'best', the best of held-out rankings have mean 0 (InstructGPT); 'all', all of
+    # their texts have mean 0 and deviation 1 (lm-human-preferences).
+    'normalized': 'best',
     'loss': {
       'margin': 0.0,  # that rewards are to be apart for each point of score
     },

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +65,26 @@ def test_it_learns_what_is_preferred(base, rated, tmp_path, capfd):
   assert no_model.code == 2 and 'it is no language model' in no_model.err
 
 
+def test_rewards_of_mean_0_and_deviation_1(base, rated, tmp_path, capfd):
+  """Ziegler et al. 2019, section 2.1; by the rewards themselves, read one by one."""
+  workdir = tmp_path / 'run'
+  assert call(capfd, 'reward', *flags(base, rated, workdir, '--config.normalized=all')).code == 0
+  model, params = load_reward(str(workdir))
+  texts = [text for one in rankings(records(f'file:{rated}', 'validation')) for text in one.responses]
+  ids = [language.tokenizer_of(str(workdir)).encode(text) for text in texts]
+  found = np.array([float(model.apply(params, jnp.asarray(one)[None])[0]) for one in ids])
+  assert abs(found.mean()) < 1e-3 and abs(found.std() - 1) < 1e-3
+  result = json.loads((workdir / 'result.json').read_text())
+  assert abs(result['gain'] - 1) > 0.05
+
+
 def test_broken_off_it_goes_on_and_pairs_are_rows_of_their_own(base, rated, tmp_path, capfd):
   how = ['--config.data.limit=8', '--config.data.form=pairs', '--config.epochs=0.5']
-  assert call(capfd, 'reward', *flags(base, rated, tmp_path / 'whole', *how)).code == 0
+  ended = call(capfd, 'reward', *flags(base, rated, tmp_path / 'whole', *how))
   broken = flags(base, rated, tmp_path / 'broken', *how)
-  ended = call(capfd, 'reward', *broken)
   rankings, comparisons = (int(word) for word in ended.out.split('train: ')[1].split()[:3:2])
   assert ended.code == 0 and rankings == comparisons > 16
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'broken')
   last = max(int(path.name) for path in (tmp_path / 'broken/checkpoints').iterdir() if path.name.isdigit())
   for name in ('result.json', 'reward.json', f'checkpoints/{last}'):
     (tmp_path / 'broken' / name).rename(tmp_path / pathlib.Path(name).name)
@@ -88,6 +102,7 @@ def test_broken_off_it_goes_on_and_pairs_are_rows_of_their_own(base, rated, tmp_
     (['--config.init_from=/no/such'], '/no/such'),
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.data.form=pair'], "did you mean 'pairs'?"),
+    (['--config.normalized=every'], "config.normalized = 'every'"),
     (['--config.data.least=1'], 'a ranking takes 2 texts or more'),
     (['--config.context=0'], 'config.context = 0 must be at least 1'),
     (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),
