@@ -33,15 +33,15 @@ FORMS = ('sigmoid', 'ipo')
 
 def train(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  form = preferences.checked(config)
   loss = {**config['loss'], 'chunk': config['loss']['chunk'] or None}
   choose('config.loss.form', loss['form'], dict.fromkeys(FORMS))
   if loss['beta'] <= 0 or not 0 <= loss['label_smoothing'] < 0.5:
     raise UserError('config.loss: beta must be above 0, and label_smoothing from 0 up to 0.5')
+  preferences.check(config)
   found = language.weights(config['init_from'])
   cfg = dataclasses.replace(found.changed(config['model']).evaluated(), lora=None)
   language.check_context(cfg, config['context'])
-  train, validation = (preferences.ranked(config, found, split, form) for split in ('train', 'validation'))
+  train, validation = (preferences.ranked(config, found, split) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
   language.claim(workdir, config, found.tokenizer, cfg)

@@ -49,9 +49,9 @@ def _instruct(config: Mapping[str, Any]) -> Source:
 
 
 def _ranked(config: Mapping[str, Any]) -> Source:
-  form = preferences.checked(config)
+  preferences.check(config)
   found = language.weights(config['init_from'])
-  return found.tokenizer, [preferences.ranked(config, found, 'train', form)], [1.0]
+  return found.tokenizer, [preferences.ranked(config, found, 'train')], [1.0]
 
 
 SOURCES: Mapping[str, Callable[[Mapping[str, Any]], Source]] = {

@@ -4,7 +4,7 @@ A sweep is a file whose `get_sweep()` returns plain data:
 
   claim       what the sweep is to show, in words
   source      where that is from
-  experiment  whose main runs a point: 'pretrain', 'policy'
+  experiment  whose main runs a point: 'pretrain', 'reward', 'policy'
   config      the file every point starts from
   points      what each point changes, made by the functions below
   baseline    fields of the settings that all others are compared with, all else alike

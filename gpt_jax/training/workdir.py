@@ -18,6 +18,9 @@ PACKAGES = ('gpt_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'gr
 # Fields that a resumed run may change: they say where and how it runs, not what it computes.
 FREE = ('mesh.', 'microbatches', 'checkpoint_every', 'keep_checkpoints')
 
+# Fields that a run adds when it has read its data: what has not, asks nothing of them.
+ADDED = ('num_steps', 'begin')
+
 
 def prepare(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
   """Claims `workdir` for a run of `config`; whether that run is finished already.
@@ -47,7 +50,7 @@ def prepare(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
 
 def _compare(workdir: pathlib.Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
   for field in [*ours, *(field for field in theirs if field not in ours)]:
-    if field.startswith(FREE):
+    if field.startswith(FREE) or (field not in ours and field in ADDED):
       continue
     now, then = (json.dumps(fields[field]) if field in fields else 'absent' for fields in (ours, theirs))
     if now != then:
