@@ -6,7 +6,6 @@ Run again, it goes on where it stopped. The page is DIR/README.md and DIR/index.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -82,19 +81,15 @@ def compared(road: Mapping[str, Any], workdir: pathlib.Path) -> tuple[pd.DataFra
   config = read_json(workdir / 'policy' / 'config.json')['config']
   found, evaluation = language.weights(str(workdir / 'policy')), config['evaluation']
   asked = prompts.some(prompts.of_split(config['data'], found, 'validation'), road['judged_prompts'])
-  known = {tuple(ids): record for ids, record in asked}
-  judge = rewards.of_function(evaluation['judge'], 'evaluation.judge', found.tokenizer, known)
-  writing = dataclasses.replace(prompts.writing(config['rollout'], found.tokenizer), num_samples=1)
-  shown = asked[: road['shown_prompts']]
-  rows, texts = [], {'prompt': [rewards.text(found.tokenizer, ids) for ids, _ in shown]}
-  for name in road['compared']:
-    trained = language.load(str(workdir / name))
-    responses = writing(trained.model, trained.params, [ids for ids, _ in asked], seed=1)
-    rows.append({
-      'stage': name, **samples.verdict(judge(responses), evaluation['positive_above']), **samples.counted(responses)
-    })  # fmt: skip
-    texts[name] = [rewards.text(found.tokenizer, one.tokens) for one in responses[: len(shown)]]
-  return pd.DataFrame(rows), pd.DataFrame(texts)
+  table, texts = samples.compared(
+    {name: str(workdir / name) for name in road['compared']},
+    [(rewards.text(found.tokenizer, ids), record) for ids, record in asked],
+    {**config['rollout'], 'num_samples': 1},
+    evaluation['judge'],
+    evaluation['positive_above'],
+    seed=1,
+  )
+  return table, texts[: road['shown_prompts']]
 
 
 def page(road: Mapping[str, Any], workdir: pathlib.Path) -> None:

@@ -7,9 +7,12 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 from jaxtyping import Float
 import numpy as np
+import pandas as pd
 
+from configs.policy import base as policy
 from experiments import language, prompts, rewards
 from experiments.prompts import Asked
 from gpt_jax.data import tokenizers
@@ -33,6 +36,45 @@ def counted(responses: Sequence[Response]) -> dict[str, float]:
 def verdict(judgements: Float[np.ndarray, 'B'], positive_above: float) -> dict[str, float]:
   """Of a judge: the mean, and the share of what it finds positive."""
   return {'judge': float(np.mean(judgements)), 'positive_share': float(np.mean(judgements > positive_above))}
+
+
+def compared(
+  models: Mapping[str, str],
+  asked: Sequence[tuple[str, Mapping[str, Any]]],
+  rollout: Mapping[str, Any],
+  judge: str,
+  positive_above: float,
+  *,
+  seed: int,
+  prefix: str = '',
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """What models write after the same texts: figures, a row a model, and the texts beside each other, a row a prompt.
+
+  Args:
+    models: what --model takes, by the name that each is to have.
+    asked: texts, and the records that they come from.
+    rollout: how they write, as of config.rollout; what it has not is as there.
+    judge: one of `rewards.FUNCTIONS`.
+    positive_above: share of responses that the judge scores higher.
+    seed: of the draws.
+    prefix: stands before every text, and the judge does not see it.
+  """
+  rows, texts = [], {'prompt': [text for text, _ in asked]}
+  for name, where in models.items():
+    trained = language.load(where)
+    ids = [language.prompt_ids(trained, prefix + text) for text, _ in asked]
+    known = {tuple(prompt): record for prompt, (_, record) in zip(ids, asked, strict=True)}
+    judges = rewards.of_function(judge, 'judge', trained.tokenizer, known)
+    writing = prompts.writing({**policy.get_config().rollout, **rollout}, trained.tokenizer)
+    language.check_context(
+      trained.model.config, max(map(len, ids)) + writing.max_new_tokens, f'{name}: a prompt and max_new_tokens'
+    )
+    responses = writing(trained.model, trained.params, ids, seed=seed)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+    told = {**verdict(judges(responses), positive_above), **counted(responses)}
+    rows.append({'model': name, 'parameters': parameters, **told})
+    texts[name] = [rewards.text(trained.tokenizer, one.tokens) for one in responses]
+  return pd.DataFrame(rows), pd.DataFrame(texts)
 
 
 def judged(
