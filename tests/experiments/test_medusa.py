@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def test_heads_go_on_from_others(heads, base, tmp_path, capfd):
 def test_broken_off_it_goes_on_bit_for_bit(base, tmp_path, capfd):
   assert call(capfd, 'medusa', *flags(base, tmp_path / 'whole', '--config.num_steps=10')).code == 0
   broken = flags(base, tmp_path / 'broken', '--config.num_steps=10')
-  assert call(capfd, 'medusa', *broken).code == 0
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'broken')
   for name in ('result.json', 'tree.json', 'checkpoints/10'):
     path = tmp_path / 'broken' / name
     path.rename(tmp_path / path.name)
@@ -126,6 +127,7 @@ def test_a_shared_table_is_frozen(base, tmp_path, capfd):
   assert losses(tmp_path / 'run')[20] < losses(tmp_path / 'run')[1]
 
 
+@pytest.mark.slow
 def test_heads_of_a_rounded_model(base, tmp_path, capfd):
   """They are trained on its hidden states, and it writes with them what it writes without."""
   workdir = tmp_path / 'run'
