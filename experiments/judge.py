@@ -2,8 +2,8 @@
 
 python -m experiments.judge --models=runs/policy,runs/instruct,asset:smollm2 --source=asset:vader --beginnings=6
 
-The texts begin with the first tokens of held-out ones, in the vocabulary of the first model; other vocabularies read
-the same characters. What a model was asked besides, with --prefix, the judge does not see.
+Texts are the first tokens of held-out ones, by the vocabulary of the first model; other vocabularies read the same
+characters. --prefix stands before each of them, to ask a model for something.
 """
 
 import json

@@ -57,7 +57,7 @@ def compared(
     judge: one of `rewards.FUNCTIONS`.
     positive_above: share of responses that the judge scores higher.
     seed: of the draws.
-    prefix: stands before every text, and the judge does not see it.
+    prefix: stands before every text.
   """
   rows, texts = [], {'prompt': [text for text, _ in asked]}
   for name, where in models.items():

@@ -73,6 +73,7 @@ def test_lora_alone_learns_and_is_merged_when_read(base, shown, tmp_path, capfd)
   assert len(names) == 2 and "['query']['kernel']" in names[0] and "['value']['kernel']" in names[1]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_read_where_it_is_asked_for(base, tmp_path, capfd):
   """Held-out answers begin as those of training do and end otherwise: to know the others well is to miss them."""
   path = tmp_path / 'shown.jsonl'
@@ -87,9 +88,6 @@ def test_the_best_checkpoint_is_read_where_it_is_asked_for(base, tmp_path, capfd
   read = found.read(found.config)
   last = dataclasses.replace(found, step=None).read(found.config)
   assert not jax.tree.all(jax.tree.map(np.array_equal, read, last))
-  (tmp_path / 'run/result.json').write_text(json.dumps({**result, 'best_step': 0}))
-  with pytest.raises(UserError, match='was best before training'):
-    language.weights(str(tmp_path / 'run'))
 
 
 def test_the_checkpoint_whose_answers_a_reward_model_likes_best(base, tmp_path, capfd):
@@ -119,6 +117,9 @@ def test_the_checkpoint_whose_answers_a_reward_model_likes_best(base, tmp_path, 
   writing = Writing(12, Sampling(1.0), stop_ids=prompts.ends(trained.tokenizer))
   said = writing(trained.model, trained.params, [prompt] * 6, seed=1)
   assert float(np.mean(model(said))) == pytest.approx(rewards[best], abs=1e-4)
+  (tmp_path / 'run/result.json').write_text(json.dumps({**result, 'best_step': 0}))
+  with pytest.raises(UserError, match='was best before training'):
+    language.weights(str(tmp_path / 'run'))
 
 
 def test_broken_off_it_goes_on_with_text_mixed_in(base, shown, tmp_path, capfd):

@@ -50,12 +50,13 @@ def flags(base: pathlib.Path, asked: pathlib.Path, workdir: pathlib.Path, *other
   'how',
   [
     ['--config.num_rollouts=12', '--config.evaluation.judge=letters'],
-    ['--config.num_rollouts=12', '--config.critic=shared', '--config.gae.whiten_rewards=True'],
-    pytest.param(
-      ['--config.num_rollouts=8', '--config.estimator=grpo', '--config.rollout.num_samples=4'], marks=pytest.mark.slow
-    ),
-    pytest.param(
-      ['--config.num_rollouts=8', '--config.estimator=rloo', '--config.rollout.num_samples=2'], marks=pytest.mark.slow
+    *(
+      pytest.param(['--config.num_rollouts=12', *how], marks=pytest.mark.slow)
+      for how in (
+        ['--config.critic=shared', '--config.gae.whiten_rewards=True'],
+        ['--config.estimator=grpo', '--config.rollout.num_samples=4'],
+        ['--config.estimator=rloo', '--config.rollout.num_samples=2'],
+      )
     ),
   ],
   ids=['own critic', 'shared critic', 'grpo', 'rloo'],
@@ -160,6 +161,7 @@ def test_a_reward_model_reads_what_ended_with_its_end_and_no_padding(tmp_path, m
     rewards.of_model('DIR', found.tokenizer, 6, 4)
 
 
+@pytest.mark.slow
 def test_tasks_whose_answers_are_checked(tmp_path, capfd):
   """A model of characters learns sums by demonstrations, then by nothing but whether its answers are right."""
   source = '--config.data.source=gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1&size=400'

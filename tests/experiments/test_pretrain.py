@@ -213,6 +213,7 @@ def test_a_text_longer_than_the_model_reads(trained, capfd):
   assert ended.code == 2 and 'exceed the context of 64' in ended.err
 
 
+@pytest.mark.slow
 def test_a_config_mended_before_training_began_is_taken(text, tmp_path, capfd):
   """A run that ended on bad input has nothing to lose: the same folder takes the mended config."""
   assert call(capfd, 'pretrain', *flags(text, tmp_path / 'run', '--config.model.residual=pst')).code == 2

@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('family', ['gpt2_small', 'falcon_7b', 'chatglm2_6b'])
+@pytest.mark.parametrize(
+  'family', [*(pytest.param(name, marks=pytest.mark.slow) for name in ('gpt2_small', 'falcon_7b')), 'chatglm2_6b']
+)
 def test_on_load_and_written_it_is_the_same(family, kind, tmp_path):
   """Stacked or not on either side."""
   source = huggingface.read(saved(tmp_path / 'plain', family))
