@@ -255,7 +255,7 @@ def _read_tree(
   if tree.is_chain:
     return _read(model, params, nodes, layout, cache)
   mask = masks.Tree(tree.parents)
-  patterns = tuple(dataclasses.replace(pattern, mask=pattern.mask & mask) for pattern in model.config.attention)
+  patterns = tuple(pattern.under(mask) for pattern in model.config.attention)
   model = model.copy(config=dataclasses.replace(model.config, attention=patterns))
   numbers = jnp.broadcast_to(1 + jnp.arange(len(tree)), nodes.shape)
   held = dataclasses.replace(cache.layout, node=jnp.zeros_like(cache.layout.order))

@@ -1,6 +1,6 @@
 """Grouped-query attention, its patterns, and the cache of what was read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -9,9 +9,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
+import numpy as np
 
 from gpt_jax.models import masks
-from gpt_jax.models.positions import Alibi
 from gpt_jax.types import Layout
 
 LEAST_HALVED = 128
@@ -19,6 +19,22 @@ LEAST_HALVED = 128
 
 Drop = Callable[[jax.Array], jax.Array]
 """Dropout of attention weights."""
+
+Bias = Callable[[Layout, Layout, int, int], Float[Array, 'B N T S']]
+"""What is added to scores, of two layouts, the number of heads and their width; Alibi is one."""
+
+
+Attended = tuple[Float[Array, 'B T N H'], Float[Array, 'B T N']]
+"""What queries found among some keys, and the logarithm of the sum of the exponentials of their scores."""
+
+
+def joined(parts: Sequence[Attended]) -> Attended:
+  """Attention to keys that lie in several parts, each key in one: what each found, by its share of the softmax."""
+  sums = jnp.stack([sum_ for _, sum_ in parts])
+  whole = jax.nn.logsumexp(sums, axis=0)
+  shares = jnp.exp(sums - whole)[..., None]
+  out = sum(share * found for share, (found, _) in zip(shares, parts, strict=True))
+  return jnp.asarray(out).astype(parts[0][0].dtype), whole
 
 
 def softmax_attention(
@@ -28,21 +44,23 @@ def softmax_attention(
   visible: Bool[Array, 'B T S'],
   bias: Float[Array, 'B N T S'] | None = None,
   drop: Drop | None = None,
-) -> Float[Array, 'B T N H']:
-  """softmax(q k / sqrt(H) + bias) v, where N query heads share K key heads.
+) -> Attended:
+  """softmax(q k / sqrt(H) + bias) v, where N query heads share K key heads; and the softmax's sums, see `Attended`.
 
   K = N is multi-head, K = 1 multi-query, between them grouped-query attention (Ainslie et al. 2023). A query that sees
-  nothing weighs all keys alike: its output means nothing and must be weighted 0.
+  nothing weighs all keys alike: its output means nothing and must be weighted 0, and its sum is the least number.
   """
   batch, length, heads, width = query.shape
   grouped = query.reshape(batch, length, key.shape[2], -1, width).transpose(0, 2, 3, 1, 4) * width**-0.5
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
   if bias is None and drop is None:
-    out = _attend(grouped, key, value, visible)
+    out, sums = _attend(grouped, key, value, visible)
   else:
-    weights = _weights(grouped, key, visible, bias).astype(value.dtype)
+    weights, sums = _weights(grouped, key, visible, bias)
+    weights = weights.astype(value.dtype)
     out = _mix(weights if drop is None else drop(weights), value)
-  return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+  flat = lambda x: jnp.moveaxis(x, 3, 1).reshape(batch, length, heads, *x.shape[4:])
+  return flat(out), flat(sums)
 
 
 def _weights(
@@ -50,11 +68,15 @@ def _weights(
   key: Float[Array, 'B K S H'],
   visible: Bool[Array, 'B T S'],
   bias: Float[Array, 'B N T S'] | None = None,
-) -> Float[Array, 'B K G T S']:
+) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T']]:
   scores = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
   if bias is not None:
     scores += bias.reshape(scores.shape)
-  return jax.nn.softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
+  scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  most = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  parts = jnp.exp(scores - most)
+  total = jnp.sum(parts, axis=-1, keepdims=True)
+  return parts / total, (most + jnp.log(total))[..., 0]
 
 
 def _mix(weights: Float[Array, 'B K G T S'], value: Float[Array, 'B K S H']) -> Float[Array, 'B K G T H']:
@@ -68,21 +90,23 @@ def _attend(
   key: Float[Array, 'B K S H'],
   value: Float[Array, 'B K S H'],
   visible: Bool[Array, 'B T S'],
-) -> Float[Array, 'B K G T H']:
+) -> tuple[Float[Array, 'B K G T H'], Float[Array, 'B K G T']]:
   """Attention whose backward pass sums over H where the derivative of a softmax would over S (FlashAttention, B.2)."""
   return _attend_forward(query, key, value, visible)[0]
 
 
-def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> tuple[jax.Array, Any]:
-  weights = _weights(query, key, visible).astype(value.dtype)
+def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> tuple[Any, Any]:
+  weights, sums = _weights(query, key, visible)
+  weights = weights.astype(value.dtype)
   out = _mix(weights, value)
-  return out, (query, key, value, weights, out)
+  return (out, sums), (query, key, value, weights, out)
 
 
-def _attend_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-  query, key, value, weights, out = kept
+def _attend_backward(kept: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+  (query, key, value, weights, out), (gradient, of_sums) = kept, gradients
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   along = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+  along -= of_sums[..., None]
   scores = (weights * (product('BKGTH,BKSH->BKGTS', gradient, value) - along)).astype(query.dtype)
   return (
     product('BKGTS,BKSH->BKGTH', scores, key).astype(query.dtype),
@@ -95,8 +119,40 @@ def _attend_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Arr
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+class Pattern:
+  """Which keys queries are compared with, and how that is computed; a dataclass with at least a `mask`."""
+
+  mask: masks.Mask
+
+  def keys_seen(self, length: int) -> int:
+    """Keys of a query in a row of `length` tokens, the causal half not taken off: what utilisation counts."""
+    raise NotImplementedError
+
+  def attend(
+    self,
+    query: Float[Array, 'B T N H'],
+    key: Float[Array, 'B S K H'],
+    value: Float[Array, 'B S K H'],
+    queries: Layout,
+    keys: Layout,
+    bias: Bias | None = None,
+    drop: Drop | None = None,
+  ) -> Attended:
+    """Attention under the mask, within segments; queries may be fewer than keys, as when they read a cache."""
+    raise NotImplementedError
+
+  def __call__(self, *inputs: Any, **options: Any) -> Float[Array, 'B T N H']:
+    """What queries found; see `attend`."""
+    return self.attend(*inputs, **options)[0]
+
+  def under(self, mask: masks.Mask) -> 'Pattern':
+    """The same under one mask more."""
+    changed: Any = self
+    return dataclasses.replace(changed, mask=self.mask & mask)
+
+
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Pattern):
   """Every query weighs every key that the mask lets it see.
 
   Where nobody looks ahead, the first half of a row is not compared with the second: a quarter of the work saved.
@@ -105,20 +161,10 @@ class Dense:
   mask: masks.Mask = masks.Causal()
 
   def keys_seen(self, length: int) -> int:
-    """Keys in a query's row, the causal half not taken off: what utilisation counts."""
     return length
 
-  def __call__(
-    self,
-    query: Float[Array, 'B T N H'],
-    key: Float[Array, 'B S K H'],
-    value: Float[Array, 'B S K H'],
-    queries: Layout,
-    keys: Layout,
-    bias: Alibi | None = None,
-    drop: Drop | None = None,
-  ) -> Float[Array, 'B T N H']:
-    def attend(asking: slice, asked: slice) -> Float[Array, 'B _ N H']:
+  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
+    def attend(asking: slice, asked: slice) -> Attended:
       some, others = jax.tree.map(lambda x: x[:, asking], queries), jax.tree.map(lambda x: x[:, asked], keys)
       visible = (self.mask & masks.SameSegment())(some, others)
       scores = None if bias is None else bias(some, others, *query.shape[2:])
@@ -128,11 +174,12 @@ class Dense:
     if length != key.shape[1] or self.mask.looks_ahead or length < LEAST_HALVED:
       return attend(slice(None), slice(None))
     first, second = slice(length // 2), slice(length // 2, None)
-    return jnp.concatenate([attend(first, first), attend(second, slice(None))], axis=1)
+    halves = attend(first, first), attend(second, slice(None))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *halves)
 
 
 @dataclasses.dataclass(frozen=True)
-class Banded:
+class Banded(Pattern):
   """Every query weighs the `width` nearest keys: time and memory grow with T * width (GPT-3's locally banded layers).
 
   The row is cut in blocks of `width`; the queries of a block can see only the block before, their own and, under a mask
@@ -143,41 +190,165 @@ class Banded:
   mask: masks.Mask = masks.Causal()
 
   def keys_seen(self, length: int) -> int:
-    """Keys in the band of a query, on one side: what utilisation counts."""
     return min(self.width, length)
 
-  def __call__(
-    self,
-    query: Float[Array, 'B T N H'],
-    key: Float[Array, 'B S K H'],
-    value: Float[Array, 'B S K H'],
-    queries: Layout,
-    keys: Layout,
-    bias: Alibi | None = None,
-    drop: Drop | None = None,
-  ) -> Float[Array, 'B T N H']:
+  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
     dense = Dense(self.mask & masks.Band(self.width))
     batch, length = query.shape[:2]
     if length != key.shape[1] or length <= self.width:  # reading from a cache, or nothing to save
-      return dense(query, key, value, queries, keys, bias, drop)
+      return dense.attend(query, key, value, queries, keys, bias, drop)
     neighbours = (-1, 0, 1) if self.mask.looks_ahead else (-1, 0)
 
-    def blocks(x: jax.Array) -> jax.Array:
-      x = jnp.pad(x, [(0, 0), (0, -length % self.width)] + [(0, 0)] * (x.ndim - 2))
-      return x.reshape(batch, -1, self.width, *x.shape[2:])
-
     def around(x: jax.Array) -> jax.Array:
-      x = blocks(x)
+      x = _blocks(x, self.width)
       padded = jnp.pad(x, [(0, 0), (1, 1)] + [(0, 0)] * (x.ndim - 2))
       parts = [padded[:, 1 + n : 1 + n + x.shape[1]] for n in neighbours]
       return fold(jnp.concatenate(parts, axis=2))
 
     fold = lambda x: x.reshape(-1, *x.shape[2:])
-    cut = lambda x: fold(blocks(x))
-    out = dense(
+    cut = lambda x: fold(_blocks(x, self.width))
+    found = dense.attend(
       cut(query), around(key), around(value), jax.tree.map(cut, queries), jax.tree.map(around, keys), bias, drop
     )
-    return out.reshape(batch, -1, *query.shape[2:])[:, :length]
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:])[:, :length], found)
+
+
+def _blocks(x: Shaped[Array, 'B T ...'], size: int) -> Shaped[Array, 'B _ size ...']:
+  """A row in blocks of `size` tokens, filled up with zeros: no segment, so that nobody sees them."""
+  x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+  return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+
+
+Attend = Callable[..., Attended]
+"""A pattern's `attend`."""
+
+
+def by_head(kinds: Sequence[Attend], query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+  """Heads take turns among kinds of attention: head h is of kind h % len(kinds)."""
+  if len(kinds) == 1:
+    return kinds[0](query, key, value, queries, keys, bias, drop)
+  heads = np.arange(query.shape[2])
+  turns = [heads[kind :: len(kinds)] for kind in range(min(len(kinds), len(heads)))]
+  found = []
+  for attend, chosen in zip(kinds, turns, strict=False):
+    shared = chosen // (len(heads) // key.shape[2])
+    some = None if bias is None else lambda q, k, n, h, chosen=chosen: bias(q, k, len(heads), h)[:, chosen]
+    found.append(attend(query[:, :, chosen], key[:, :, shared], value[:, :, shared], queries, keys, some, drop))
+  order = np.argsort(np.concatenate(turns))
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2)[:, :, order], *found)
+
+
+class TwoParts(Pattern):
+  """A pattern of near keys and far ones, which have no key in common; each part is cut in small dense attentions.
+
+  Merged, a head weighs both together. `split`, heads take turns: the first sees near keys, the second far ones, and so
+  on (Child et al. 2019, section 4.3: merged heads, and heads in parallel); what has nothing far yet finds 0. Far keys
+  may be of several kinds, which the heads that see them take turns with.
+  """
+
+  split: bool
+
+  def visible(self) -> tuple[masks.Mask, Sequence[masks.Mask]]:
+    """What is near, and the kinds of what is far, without the mask."""
+    raise NotImplementedError
+
+  def parts(self) -> tuple[Attend, Sequence[Attend]]:
+    """The same as attention of whole rows, under the mask."""
+    raise NotImplementedError
+
+  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
+    if query.shape[1] == key.shape[1]:
+      near, far = self.parts()
+    else:  # reading from a cache
+      near, *far = (Dense(self.mask & seen).attend for seen in (self.visible()[0], *self.visible()[1]))
+    given = (query, key, value, queries, keys, bias, drop)
+    if self.split:
+      found, sums = by_head([near, functools.partial(by_head, far)], *given)
+      sees = sums > jnp.finfo(jnp.float32).min / 2
+      return jnp.where(sees[..., None], found, 0), sums
+    return joined([near(*given), by_head(far, *given)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Strided(TwoParts):
+  """The last `stride` keys, and of those before every one whose distance is a multiple of it (Sparse Transformer).
+
+  The far ones are a small attention among tokens of the same place in their blocks: T^2 / stride scores in all.
+  """
+
+  stride: int
+  split: bool = False
+  mask: masks.Mask = masks.Causal()
+
+  def __post_init__(self) -> None:
+    if self.stride < 1:
+      raise ValueError(f'stride = {self.stride} must be at least 1')
+
+  def keys_seen(self, length: int) -> int:
+    seen = min(self.stride, length) + length // self.stride
+    return seen // 2 if self.split else seen
+
+  def visible(self):
+    return masks.Band(self.stride), [masks.Column(self.stride) & ~masks.Band(self.stride)]
+
+  def parts(self):
+    return Banded(self.stride, self.mask).attend, [self._columns]
+
+  def _columns(self, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+    batch, length = query.shape[:2]
+    cut = lambda x: _blocks(x, self.stride).swapaxes(1, 2).reshape(batch * self.stride, -1, *x.shape[2:])
+    whole = lambda x: x.reshape(batch, self.stride, -1, *x.shape[2:]).swapaxes(1, 2)
+    inner = Dense(self.mask & ~masks.Band(self.stride))
+    asking, asked = jax.tree.map(cut, (queries, keys))
+    found = inner.attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
+    return jax.tree.map(lambda x: whole(x).reshape(batch, -1, *x.shape[2:])[:, :length], found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(TwoParts):
+  """The keys of a query's own block, and the last `summary` of every other block (Sparse Transformer).
+
+  With several `summaries`, heads take turns: the first reads the last `summary` keys of blocks, the second those before
+  them, and so on.
+  """
+
+  block: int
+  summary: int = 1
+  summaries: int = 1
+  split: bool = False
+  mask: masks.Mask = masks.Causal()
+
+  def __post_init__(self) -> None:
+    if min(self.block, self.summary, self.summaries) < 1 or self.summary * self.summaries > self.block:
+      raise ValueError(f'{self.summaries} summaries of {self.summary} keys do not fit in a block of {self.block}')
+
+  def keys_seen(self, length: int) -> int:
+    seen = min(self.block, length) + self.summary * (length // self.block)
+    return seen // 2 if self.split else seen
+
+  def visible(self):
+    own = masks.Block(self.block)
+    return own, [masks.Places(self.block, *of) & ~own for of in self._places()]
+
+  def parts(self):
+    return self._own, [functools.partial(self._others, of) for of in self._places()]
+
+  def _places(self) -> list[tuple[int, int]]:
+    """Places in a block that a kind of heads reads, from and up to."""
+    ends = [self.block - number * self.summary for number in range(self.summaries)]
+    return [(end - self.summary, end) for end in ends]
+
+  def _own(self, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+    batch, length = query.shape[:2]
+    cut = lambda x: _blocks(x, self.block).reshape(-1, self.block, *x.shape[2:])
+    asking, asked = jax.tree.map(cut, (queries, keys))
+    found = Dense(self.mask).attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
+    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:])[:, :length], found)
+
+  def _others(self, places, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+    some = lambda x: _blocks(x, self.block)[:, :, slice(*places)].reshape(x.shape[0], -1, *x.shape[2:])
+    inner = Dense(self.mask & ~masks.Block(self.block))
+    return inner.attend(query, some(key), some(value), queries, jax.tree.map(some, keys), bias, drop)
 
 
 @struct.dataclass

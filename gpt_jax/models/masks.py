@@ -24,6 +24,9 @@ class Mask:
   def __or__(self, other: 'Mask') -> 'Mask':
     return Either(self, other)
 
+  def __invert__(self) -> 'Mask':
+    return Not(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Both(Mask):
@@ -56,6 +59,16 @@ class Either(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
+class Not(Mask):
+  """What a mask forbids."""
+
+  mask: Mask
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return ~self.mask(queries, keys)
+
+
+@dataclasses.dataclass(frozen=True)
 class Causal(Mask):
   """A token sees itself and what stands before it in the row."""
 
@@ -82,6 +95,40 @@ class Band(Mask):
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Column(Mask):
+  """Tokens whose distance is a multiple of `stride`, the token itself among them."""
+
+  stride: int
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return (queries.order[:, :, None] - keys.order[:, None, :]) % self.stride == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Mask):
+  """Tokens of the same block of `size`, of which a row is made."""
+
+  size: int
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    return queries.order[:, :, None] // self.size == keys.order[:, None, :] // self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Places(Mask):
+  """Of every block of `size` the tokens from place `start` up to `stop`."""
+
+  size: int
+  start: int
+  stop: int
+
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+    place = keys.order[:, None, :] % self.size
+    seen = (place >= self.start) & (place < self.stop)
+    return jnp.broadcast_to(seen, (seen.shape[0], queries.order.shape[1], seen.shape[2]))
 
 
 @dataclasses.dataclass(frozen=True)

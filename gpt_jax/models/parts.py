@@ -32,7 +32,9 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'positions': {'learned': positions.Learned, 'learned_2d': positions.Learned2D},
   'rotation': {'rotary': positions.Rotary, 'rotary_2d': positions.Rotary2D},
   'score_bias': {'alibi': positions.Alibi, 'falcon_alibi': positions.FalconAlibi},
-  'attention': {'dense': attention.Dense, 'banded': attention.Banded},
+  'attention': {
+    'dense': attention.Dense, 'banded': attention.Banded, 'strided': attention.Strided, 'fixed': attention.Fixed,
+  },
   'init': {
     'normal': initialization.Normal, 'scaled_normal': initialization.ScaledNormal, 'xavier': initialization.Xavier,
   },
@@ -45,7 +47,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'rotation': {
     'linear': positions.LinearScaling, 'ntk': positions.NtkScaling, 'llama3': positions.Llama3Scaling,
   },
-  'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band},
+  'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band, 'column': masks.Column},
 }  # fmt: skip
 """What stands inside a part's brackets, by name."""
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.models.attention import Banded, Cache, Dense, KeyValues
+from gpt_jax.models.attention import Cache, Dense, KeyValues, Pattern
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
 from gpt_jax.models.lora import Lora
@@ -45,7 +45,7 @@ class TransformerConfig:
   positions: Learned | Learned2D | None = None
   rotation: Rotary | Rotary2D | None = None
   score_bias: Alibi | None = None
-  attention: tuple[Dense | Banded, ...] = (Dense(),)
+  attention: tuple[Pattern, ...] = (Dense(),)
   """One pattern a layer, taken in turn."""
   init: Callable[[str, int], Initializer] = ScaledNormal()
   use_bias: bool = True
@@ -107,7 +107,7 @@ class Attention(nn.Module):
   """Queries, keys and values of one layer, and what the pattern makes of them."""
 
   config: TransformerConfig
-  pattern: Dense | Banded
+  pattern: Pattern
 
   @nn.compact
   def __call__(
@@ -131,7 +131,7 @@ class Block(nn.Module):
   """Attention and a feed-forward network, joined as the residual part says."""
 
   config: TransformerConfig
-  pattern: Dense | Banded
+  pattern: Pattern
 
   @nn.compact
   def __call__(

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, softmax_attention
+from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, Fixed, Strided, softmax_attention
 from gpt_jax.models.masks import Band, Causal, Mask, Prefix, SameSegment
 from gpt_jax.models.positions import Alibi, FalconAlibi
 from gpt_jax.types import left_to_right
 from tests.models.layouts import random_layout
 
-attend = jax.jit(softmax_attention)
+attend = jax.jit(lambda *inputs: softmax_attention(*inputs)[0])
 
 
 def random_heads(heads: int, kv_heads: int, rows: int = 3, length: int = 11, width: int = 6):
@@ -109,7 +109,7 @@ class Everything:
     visible = (self.mask & SameSegment())(queries, keys)
     scores = jnp.zeros((*visible.shape[:1], query.shape[2], *visible.shape[1:]))  # a bias keeps to plain gradients
     scores = scores if bias is None else bias(queries, keys, *query.shape[2:])
-    return softmax_attention(query, key, value, visible, scores)
+    return softmax_attention(query, key, value, visible, scores)[0]
 
 
 @pytest.mark.parametrize('bias', [None, Alibi(), FalconAlibi()])
@@ -130,6 +130,107 @@ def test_banded_is_dense_under_the_band(case):
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(got)) > 0.1
 
 
+# Written anew from the definitions (Child et al. 2019, section 4.2; the released code's `fixed` with `num_verts`): may
+# the query at i of head h see the key at j, the mask apart?
+def strided(stride, split=False):
+  def sees(h, i, j):
+    near, far = abs(i - j) < stride, abs(i - j) >= stride and (i - j) % stride == 0
+    return (far if h % 2 else near) if split else near or far
+
+  return sees
+
+
+def fixed(block, summary=1, summaries=1, split=False):
+  def sees(h, i, j):
+    kind = (h // 2 if split else h) % summaries
+    near = i // block == j // block
+    far = not near and block - summary * (kind + 1) <= j % block < block - summary * kind
+    return (far if h % 2 else near) if split else near or far
+
+  return sees
+
+
+FAR = {  # pattern, what it sees, layout, query heads, key heads, bias
+  'strided': (Strided(3), strided(3), PLAIN(12), 4, 4, None),
+  'strided, ragged, grouped': (Strided(4), strided(4), random_layout(1, prefix=False), 4, 2, None),
+  'strided, long': (Strided(2), strided(2), random_layout(6, 2, LEAST_HALVED + 3, prefix=False), 2, 1, None),
+  'strided, shorter than a stride': (Strided(16), strided(16), PLAIN(11), 4, 4, None),
+  'strided, prefix, alibi': (
+    Strided(3, mask=Causal() | Prefix()), strided(3), random_layout(5), 4, 1, Alibi()
+  ),
+  'strided, split': (Strided(3, split=True), strided(3, True), random_layout(2, prefix=False), 4, 2, None),
+  'strided, split, alibi': (Strided(3, True), strided(3, True), random_layout(4, prefix=False), 4, 4, FalconAlibi()),
+  'fixed': (Fixed(4), fixed(4), PLAIN(12), 4, 4, None),
+  'fixed, ragged, multi-query': (Fixed(4, 2), fixed(4, 2), random_layout(1, prefix=False), 4, 1, None),
+  'fixed, long': (Fixed(8, 2), fixed(8, 2), random_layout(6, 2, LEAST_HALVED + 3, prefix=False), 2, 1, None),
+  'fixed, prefix': (Fixed(3, mask=Causal() | Prefix()), fixed(3), random_layout(3), 4, 2, None),
+  'fixed, summaries': (Fixed(4, 1, 3), fixed(4, 1, 3), random_layout(7, prefix=False), 4, 2, None),
+  'fixed, summaries, alibi': (Fixed(4, 2, 2), fixed(4, 2, 2), random_layout(8, prefix=False), 4, 4, Alibi()),
+  'fixed, split summaries': (Fixed(4, 1, 2, True), fixed(4, 1, 2, True), random_layout(9, prefix=False), 4, 2, None),
+}  # fmt: skip
+
+
+def under(sees, mask, layout, heads):
+  """What each head may see, [B, N, T, T]."""
+  length = layout.order.shape[1]
+  table = np.array([[[sees(h, i, j) for j in range(length)] for i in range(length)] for h in range(heads)])
+  return np.asarray((mask & SameSegment())(layout, layout))[:, None] & table
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """The plainest attention, of what a table says that each head sees."""
+
+  table: np.ndarray
+
+  def __call__(self, query, key, value, queries, keys, bias=None):
+    scores = jnp.where(self.table, 0.0, -1e30)
+    scores = scores if bias is None else scores + bias(queries, keys, *query.shape[2:])
+    everything = jnp.ones(self.table.shape[:1] + self.table.shape[2:], bool)
+    return softmax_attention(query, key, value, everything, scores)[0]
+
+
+@pytest.mark.parametrize('case', FAR)
+def test_near_and_far_parts_are_one_softmax(case):
+  """Values and gradients; what sees nothing yet, in a head of its own for what is far, finds nothing."""
+  pattern, sees, layout, heads, kv_heads, bias = FAR[case]
+  table = under(sees, pattern.mask, layout, heads)
+  inputs = random_heads(heads, kv_heads, *layout.order.shape)
+  seeing = jnp.asarray(table.any(-1)).swapaxes(1, 2)[..., None]
+  real = (layout.segment > 0)[..., None, None]
+
+  def run(attention, sees):
+    def loss(query, key, value):
+      out = attention(query, key, value, layout, layout, bias) * sees
+      return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
+
+  results = run(pattern, real), run(Seen(table), seeing)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5), *results)
+  assert all(float(jnp.abs(x).max()) > 0.1 for x in jax.tree.leaves(results[0]))
+
+
+@pytest.mark.parametrize('case', ['strided', 'strided, split', 'fixed', 'fixed, summaries', 'fixed, split summaries'])
+def test_what_is_read_from_a_cache_is_seen_as_in_a_whole_row(case):
+  pattern, _, _, heads, kv_heads, _ = FAR[case]
+  layout, (query, key, value) = PLAIN(11), random_heads(heads, kv_heads)
+  last = jax.tree.map(lambda x: x[:, -3:], layout)
+  whole = jax.jit(pattern)(query, key, value, layout, layout)
+  np.testing.assert_allclose(jax.jit(pattern)(query[:, -3:], key, value, last, layout), whole[:, -3:], atol=1e-5)
+
+
+@pytest.mark.parametrize(('pattern', 'share'), [(Strided(16), 4), (Fixed(16, 2), 4)])
+def test_far_parts_save_work(pattern, share):
+  layout, heads = PLAIN(512), random_heads(2, 2, 3, 512)
+
+  def flops(pattern):
+    compiled = jax.jit(lambda q, k, v: pattern(q, k, v, layout, layout)).lower(*heads).compile()
+    return compiled.cost_analysis()['flops']
+
+  assert flops(pattern) < flops(Dense()) / share
+
+
 def test_banded_saves_work():
   """Scores of a row are T times two widths, not T times T."""
   layout, heads = PLAIN(64), random_heads(2, 2, 3, 64)
@@ -141,7 +242,7 @@ def test_banded_saves_work():
   assert flops(Banded(4)) < flops(Dense()) / 4
 
 
-@pytest.mark.parametrize('pattern', [Dense(), Banded(4)])
+@pytest.mark.parametrize('pattern', [Dense(), Banded(4), Strided(4), Fixed(4), Fixed(4, 1, 2, split=True)])
 def test_a_row_that_sees_nothing_is_finite(pattern):
   """Padding sees nothing: its output means nothing, but it must not spoil gradients."""
   layout = PLAIN(11)

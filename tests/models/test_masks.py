@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax.models.masks import Band, Causal, Prefix, SameSegment, Tree
+from gpt_jax.models.masks import Band, Block, Causal, Column, Places, Prefix, SameSegment, Tree
 from gpt_jax.types import Layout
 from tests.models.layouts import random_layout
 
@@ -28,6 +28,9 @@ CASES = {
     (Causal() | Prefix()) & Band(3) & SameSegment(),
     lambda q, k: (causal(q, k) or prefix(q, k)) and band(q, k) and segment(q, k),
   ),
+  'column': (Causal() & Column(3), lambda q, k: causal(q, k) and (q['order'] - k['order']) % 3 == 0),
+  'other blocks': (~Block(3), lambda q, k: q['order'] // 3 != k['order'] // 3),
+  'places': (Places(4, 2, 3), lambda q, k: k['order'] % 4 == 2),
   'band or prefix': (Causal() & (Band(3) | Prefix()), lambda q, k: causal(q, k) and (band(q, k) or prefix(q, k))),
 }
 
