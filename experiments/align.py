@@ -84,7 +84,7 @@ def compared(road: Mapping[str, Any], workdir: pathlib.Path) -> tuple[pd.DataFra
   table, texts = samples.compared(
     {name: str(workdir / name) for name in road['compared']},
     [(rewards.text(found.tokenizer, ids), record) for ids, record in asked],
-    {**config['rollout'], 'num_samples': 1},
+    lambda tokenizer: prompts.writing({**config['rollout'], 'num_samples': 1}, tokenizer),
     evaluation['judge'],
     evaluation['positive_above'],
     seed=1,

@@ -56,10 +56,10 @@ def load_reward(workdir: str) -> tuple[RewardModel, Params]:
   model = RewardModel(from_config(said['model']).evaluated())
   params = restore_params(folder, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
   inner = params['params']
+  gain = said.get('gain', 1.0)  # runs of before it was had none
   scaled = {
-    'reward_kernel': inner['reward_kernel'] * said['gain'],
-    'reward_bias': inner['reward_bias'] * said['gain'] + said['offset'],
-  }
+    'reward_kernel': inner['reward_kernel'] * gain, 'reward_bias': inner['reward_bias'] * gain + said['offset'],
+  }  # fmt: skip
   return model, jax.device_put({'params': {**inner, **scaled}})
 
 

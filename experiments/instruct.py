@@ -40,9 +40,11 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
   if lora is not None:
     config['optimizer'] = {**config['optimizer'], 'rates': (*config['optimizer']['rates'], *demonstrations.LORA_ALONE)}
+  model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
+  by_reward = config['checkpoint'] == 'reward'
+  evaluations = {'held_out': demonstrations.rewarded(config, found, evaluated)} if by_reward else {}
   language.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
-  model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
   batches = mixture.prefetched(mixture.batches(train, weights, config['batch_size'], config['seed'], **hosts))
@@ -54,10 +56,6 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
       return params
     begun = lambda params: adapted(params, init(jax.random.key(config['seed'])))
     return jax.jit(begun, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(params)
-
-  evaluations: dict[str, language.Evaluation] = {}
-  if config['checkpoint'] == 'reward':
-    evaluations['held_out'] = demonstrations.rewarded(config, found, evaluated)
 
   def held_out(params: Params) -> dict[str, float]:
     rows = in_order(validation, config['eval_batch_size'], **hosts)

@@ -13,7 +13,9 @@ from typing import Any
 from absl import flags
 
 from experiments import command, language, prompts, rewards, samples
+from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.evaluation import pages
+from gpt_jax.rollouts import Writing
 from gpt_jax.training.workdir import write_whole
 from gpt_jax.types import UserError
 
@@ -42,7 +44,7 @@ def main(_: Any) -> None:
   table, texts = samples.compared(
     {name: name for name in names},
     [(rewards.text(first.tokenizer, ids), record) for ids, record in asked],
-    {'max_new_tokens': MAX_NEW_TOKENS.value, 'temperature': TEMPERATURE.value},
+    lambda tokenizer: Writing(MAX_NEW_TOKENS.value, Sampling(TEMPERATURE.value), stop_ids=prompts.ends(tokenizer)),
     JUDGE.value,
     POSITIVE_ABOVE.value,
     seed=SEED.value,

@@ -1,6 +1,6 @@
 """What a policy writes after held-out prompts, and what is said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -12,12 +12,12 @@ from jaxtyping import Float
 import numpy as np
 import pandas as pd
 
-from configs.policy import base as policy
 from experiments import language, prompts, rewards
 from experiments.prompts import Asked
 from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.text import distinct
-from gpt_jax.rollouts import Response, Rollouts
+from gpt_jax.rollouts import Response, Rollouts, Writing
 from gpt_jax.training.workdir import write_whole
 from gpt_jax.types import Params
 
@@ -41,7 +41,7 @@ def verdict(judgements: Float[np.ndarray, 'B'], positive_above: float) -> dict[s
 def compared(
   models: Mapping[str, str],
   asked: Sequence[tuple[str, Mapping[str, Any]]],
-  rollout: Mapping[str, Any],
+  writing: Callable[[Tokenizer], Writing],
   judge: str,
   positive_above: float,
   *,
@@ -53,7 +53,7 @@ def compared(
   Args:
     models: what --model takes, by the name that each is to have.
     asked: texts, and the records that they come from.
-    rollout: how they write, as of config.rollout; what it has not is as there.
+    writing: how they write, by their tokenizer.
     judge: one of `rewards.FUNCTIONS`.
     positive_above: share of responses that the judge scores higher.
     seed: of the draws.
@@ -65,11 +65,10 @@ def compared(
     ids = [language.prompt_ids(trained, prefix + text) for text, _ in asked]
     known = {tuple(prompt): record for prompt, (_, record) in zip(ids, asked, strict=True)}
     judges = rewards.of_function(judge, 'judge', trained.tokenizer, known)
-    writing = prompts.writing({**policy.get_config().rollout, **rollout}, trained.tokenizer)
-    language.check_context(
-      trained.model.config, max(map(len, ids)) + writing.max_new_tokens, f'{name}: a prompt and max_new_tokens'
-    )
-    responses = writing(trained.model, trained.params, ids, seed=seed)
+    write = writing(trained.tokenizer)
+    length = max(map(len, ids)) + write.max_new_tokens
+    language.check_context(trained.model.config, length, f'{name}: a prompt and max_new_tokens')
+    responses = write(trained.model, trained.params, ids, seed=seed)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     told = {**verdict(judges(responses), positive_above), **counted(responses)}
     rows.append({'model': name, 'parameters': parameters, **told})

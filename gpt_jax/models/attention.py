@@ -28,6 +28,13 @@ Attended = tuple[Float[Array, 'B T N H'], Float[Array, 'B T N']]
 """What queries found among some keys, and the logarithm of the sum of the exponentials of their scores."""
 
 
+Attend = Callable[..., Attended]
+"""A pattern's `attend`."""
+
+Cut = Callable[[jax.Array], jax.Array]
+"""Of an array [B, T, ...], rows of another length."""
+
+
 def joined(parts: Sequence[Attended]) -> Attended:
   """Attention to keys that lie in several parts, each key in one: what each found, by its share of the softmax."""
   sums = jnp.stack([sum_ for _, sum_ in parts])
@@ -139,6 +146,9 @@ class Pattern:
     drop: Drop | None = None,
   ) -> Attended:
     """Attention under the mask, within segments; queries may be fewer than keys, as when they read a cache."""
+    return self._attended(query, key, value, queries, keys, bias, drop)
+
+  def _attended(self, query, key, value, queries, keys, bias, drop) -> Attended:
     raise NotImplementedError
 
   def __call__(self, *inputs: Any, **options: Any) -> Float[Array, 'B T N H']:
@@ -163,7 +173,7 @@ class Dense(Pattern):
   def keys_seen(self, length: int) -> int:
     return length
 
-  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
+  def _attended(self, query, key, value, queries, keys, bias, drop):
     def attend(asking: slice, asked: slice) -> Attended:
       some, others = jax.tree.map(lambda x: x[:, asking], queries), jax.tree.map(lambda x: x[:, asked], keys)
       visible = (self.mask & masks.SameSegment())(some, others)
@@ -192,7 +202,7 @@ class Banded(Pattern):
   def keys_seen(self, length: int) -> int:
     return min(self.width, length)
 
-  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
+  def _attended(self, query, key, value, queries, keys, bias, drop):
     dense = Dense(self.mask & masks.Band(self.width))
     batch, length = query.shape[:2]
     if length != key.shape[1] or length <= self.width:  # reading from a cache, or nothing to save
@@ -219,18 +229,21 @@ def _blocks(x: Shaped[Array, 'B T ...'], size: int) -> Shaped[Array, 'B _ size .
   return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
-Attend = Callable[..., Attended]
-"""A pattern's `attend`."""
+def _cut(dense: Dense, cut: Cut, whole: Cut, query, key, value, queries, keys, bias, drop) -> Attended:
+  """Each piece of a row, as `cut` makes rows of them, by itself; `whole` puts what they found together again."""
+  asking, asked = jax.tree.map(cut, (queries, keys))
+  found = dense.attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
+  return jax.tree.map(lambda x: whole(x)[:, : query.shape[1]], found)
 
 
-def by_head(kinds: Sequence[Attend], query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+def _by_head(kinds: Sequence[Attend], query, key, value, queries, keys, bias, drop) -> Attended:
   """Heads take turns among kinds of attention: head h is of kind h % len(kinds)."""
   if len(kinds) == 1:
     return kinds[0](query, key, value, queries, keys, bias, drop)
   heads = np.arange(query.shape[2])
   turns = [heads[kind :: len(kinds)] for kind in range(min(len(kinds), len(heads)))]
   found = []
-  for attend, chosen in zip(kinds, turns, strict=False):
+  for attend, chosen in zip(kinds, turns, strict=False):  # there may be more kinds than heads
     shared = chosen // (len(heads) // key.shape[2])
     some = None if bias is None else lambda q, k, n, h, chosen=chosen: bias(q, k, len(heads), h)[:, chosen]
     found.append(attend(query[:, :, chosen], key[:, :, shared], value[:, :, shared], queries, keys, some, drop))
@@ -256,17 +269,19 @@ class TwoParts(Pattern):
     """The same as attention of whole rows, under the mask."""
     raise NotImplementedError
 
-  def attend(self, query, key, value, queries, keys, bias=None, drop=None):
-    if query.shape[1] == key.shape[1]:
-      near, far = self.parts()
-    else:  # reading from a cache
-      near, *far = (Dense(self.mask & seen).attend for seen in (self.visible()[0], *self.visible()[1]))
+  def _attended(self, query, key, value, queries, keys, bias, drop):
     given = (query, key, value, queries, keys, bias, drop)
-    if self.split:
-      found, sums = by_head([near, functools.partial(by_head, far)], *given)
-      sees = sums > jnp.finfo(jnp.float32).min / 2
-      return jnp.where(sees[..., None], found, 0), sums
-    return joined([near(*given), by_head(far, *given)])
+    reading = query.shape[1] != key.shape[1]  # from a cache
+    dense: Callable[[masks.Mask], Attend] = lambda seen: Dense(self.mask & seen).attend
+    own, kinds = self.visible()
+    if reading and not self.split:
+      return _by_head([dense(own | kind) for kind in kinds], *given)
+    near, far = (dense(own), [dense(kind) for kind in kinds]) if reading else self.parts()
+    if not self.split:
+      return joined([near(*given), _by_head(far, *given)])
+    found, sums = _by_head([near, functools.partial(_by_head, far)], *given)
+    sees = sums > jnp.finfo(jnp.float32).min / 2
+    return jnp.where(sees[..., None], found, 0), sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,16 +307,11 @@ class Strided(TwoParts):
     return masks.Band(self.stride), [masks.Column(self.stride) & ~masks.Band(self.stride)]
 
   def parts(self):
-    return Banded(self.stride, self.mask).attend, [self._columns]
-
-  def _columns(self, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
-    batch, length = query.shape[:2]
-    cut = lambda x: _blocks(x, self.stride).swapaxes(1, 2).reshape(batch * self.stride, -1, *x.shape[2:])
-    whole = lambda x: x.reshape(batch, self.stride, -1, *x.shape[2:]).swapaxes(1, 2)
-    inner = Dense(self.mask & ~masks.Band(self.stride))
-    asking, asked = jax.tree.map(cut, (queries, keys))
-    found = inner.attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
-    return jax.tree.map(lambda x: whole(x).reshape(batch, -1, *x.shape[2:])[:, :length], found)
+    stride, far = self.stride, Dense(self.mask & ~masks.Band(self.stride))
+    cut = lambda x: _blocks(x, stride).swapaxes(1, 2).reshape(x.shape[0] * stride, -1, *x.shape[2:])
+    apart = lambda x: x.reshape(-1, stride, *x.shape[1:]).swapaxes(1, 2)
+    whole = lambda x: apart(x).reshape(x.shape[0] // stride, -1, *x.shape[2:])
+    return Banded(stride, self.mask).attend, [functools.partial(_cut, far, cut, whole)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,24 +341,22 @@ class Fixed(TwoParts):
     return own, [masks.Places(self.block, *of) & ~own for of in self._places()]
 
   def parts(self):
-    return self._own, [functools.partial(self._others, of) for of in self._places()]
+    def own(query, *rest):
+      cut = lambda x: _blocks(x, self.block).reshape(-1, self.block, *x.shape[2:])
+      whole = lambda x: x.reshape(query.shape[0], -1, *x.shape[2:])
+      return _cut(Dense(self.mask), cut, whole, query, *rest)
+
+    return own, [functools.partial(self._others, of) for of in self._places()]
 
   def _places(self) -> list[tuple[int, int]]:
     """Places in a block that a kind of heads reads, from and up to."""
     ends = [self.block - number * self.summary for number in range(self.summaries)]
     return [(end - self.summary, end) for end in ends]
 
-  def _own(self, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
-    batch, length = query.shape[:2]
-    cut = lambda x: _blocks(x, self.block).reshape(-1, self.block, *x.shape[2:])
-    asking, asked = jax.tree.map(cut, (queries, keys))
-    found = Dense(self.mask).attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
-    return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:])[:, :length], found)
-
-  def _others(self, places, query, key, value, queries, keys, bias=None, drop=None) -> Attended:
+  def _others(self, places, query, key, value, queries, keys, bias, drop) -> Attended:
     some = lambda x: _blocks(x, self.block)[:, :, slice(*places)].reshape(x.shape[0], -1, *x.shape[2:])
-    inner = Dense(self.mask & ~masks.Block(self.block))
-    return inner.attend(query, some(key), some(value), queries, jax.tree.map(some, keys), bias, drop)
+    others = Dense(self.mask & ~masks.Block(self.block))
+    return others.attend(query, some(key), some(value), queries, jax.tree.map(some, keys), bias, drop)
 
 
 @struct.dataclass

@@ -47,7 +47,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'rotation': {
     'linear': positions.LinearScaling, 'ntk': positions.NtkScaling, 'llama3': positions.Llama3Scaling,
   },
-  'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band, 'column': masks.Column},
+  'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band},
 }  # fmt: skip
 """What stands inside a part's brackets, by name."""
 

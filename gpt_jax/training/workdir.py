@@ -18,8 +18,8 @@ PACKAGES = ('gpt_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'gr
 # Fields that a resumed run may change: they say where and how it runs, not what it computes.
 FREE = ('mesh.', 'microbatches', 'checkpoint_every', 'keep_checkpoints')
 
-# Fields that a run adds when it has read its data: what has not, asks nothing of them.
-ADDED = ('num_steps', 'begin')
+# What a run adds when it has read its data; who has not, such as a sweep, asks nothing of it.
+ADDED = ('num_steps',)
 
 
 def prepare(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
 from gpt_jax.models.lora import Lora
-from gpt_jax.models.masks import Band, Causal, Column, Prefix
+from gpt_jax.models.masks import Band, Causal, Prefix
 from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part, to_config
 from gpt_jax.models.positions import (
   Alibi,
@@ -59,7 +59,6 @@ WRITTEN = {
   ('attention', 'dense, banded(256)'): (Dense(), Banded(256)),
   ('attention', '(dense, banded(256))'): (Dense(), Banded(256)),
   ('attention', 'dense(causal | prefix)'): (Dense(Causal() | Prefix()),),
-  ('attention', 'dense(causal & column(4))'): (Dense(Causal() & Column(4)),),
   ('attention', 'strided(128), fixed(128, 8, summaries=2)'): (Strided(128), Fixed(128, 8, 2)),
   ('attention', 'strided(64, split=True)'): (Strided(64, split=True),),
   ('attention', 'banded(4, mask=(causal | prefix) & band(2))'): (Banded(4, (Causal() | Prefix()) & Band(2)),),

@@ -185,6 +185,16 @@ def test_a_result_parts_what_the_machine_decides_from_what_it_does_not(unbroken,
   assert {**ours, 'speed': None} == {**theirs, 'speed': None}
 
 
+def test_what_a_run_adds_of_its_data_is_asked_of_no_one_else(unbroken):
+  """A sweep finds its points finished by what it knows of them; a run itself knows its steps."""
+  known = {name: value for name, value in config().items() if name != 'num_steps'}
+  assert prepare(unbroken[0], known)
+  with pytest.raises(UserError, match=r'config.seed is 4 but'):
+    prepare(unbroken[0], {**known, 'seed': 4})
+  with pytest.raises(UserError, match=r'config.num_steps is 41 but'):
+    prepare(unbroken[0], {**known, 'num_steps': 41})
+
+
 @pytest.mark.parametrize(('best', 'step'), [(None, 2), (('validation_loss', True), 3), (('held_out_reward', True), 1)])
 def test_keeps_the_last_and_the_best(best, step, tmp_path):
   losses, rewards = iter([2.0, 3.0, 1.0, 9.0, 4.0, 5.0, 6.0]), iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6])
