@@ -110,7 +110,7 @@ def test_command(command, shown, trained, other, heads, tmp_path, capfd):
     words = [word for word in words if not word.startswith(('--reward=', '--source=', '--n=', '--split='))]
     words += ['--function=vader', f'--source=file:{tmp_path}/texts.jsonl', '--n=2', '--max_new_tokens=8']
   if name == 'judge':
-    (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 4)
+    (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 40)
     kept = [word for word in words if not word.startswith(('--models=', '--source='))]
     words = [f'--models={trained},{other}', f'--source=file:{tmp_path}/texts.jsonl', *kept, '--max_new_tokens=8']
   if name == 'medusa':
