@@ -16,7 +16,7 @@ def get_road():
   return {
     'title': 'From text to positive continuations',
     'stages': {
-      'pretrain': {'config': 'configs/pretrain/snippets.py', 'fields': {'num_steps': 700}},
+      'pretrain': {'config': 'configs/pretrain/snippets.py', 'fields': {'num_steps': 550}},
       'instruct': {'config': 'configs/instruct/snippets.py', 'fields': {'init_from': '{pretrain}', 'epochs': 1.0}},
       'reward': {'config': 'configs/reward/vader.py', 'fields': {'init_from': '{instruct}', 'data.limit': 2400}},
       'policy': {
