@@ -46,6 +46,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
   language.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
+  language.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, reference = LanguageModel(cfg), found.read(cfg, placement.params)
   says = jax.jit(functools.partial(log_likelihoods, model, chunk=loss['chunk']))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}

@@ -45,6 +45,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   evaluations = {'held_out': demonstrations.rewarded(config, found, evaluated)} if by_reward else {}
   language.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
+  language.say_kernels(cfg, config['batch_size'], config['context'])
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
   batches = mixture.prefetched(mixture.batches(train, weights, config['batch_size'], config['seed'], **hosts))

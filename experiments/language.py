@@ -18,7 +18,7 @@ from gpt_jax.interop.tensors import Place, Pretrained
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.lora import Lora, merged
-from gpt_jax.models.parts import from_config, to_config
+from gpt_jax.models.parts import from_config, kernels_of, to_config
 from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.objectives.likelihood import next_token_loss
@@ -118,6 +118,11 @@ def check_context(model: TransformerConfig, context: int, field: str = 'config.c
   """A row must not be longer than the model has learned positions."""
   if model.positions is not None and model.positions.length < context:
     raise UserError(f'{field} = {context} exceeds the {model.positions.length} learned positions of the model')
+
+
+def say_kernels(model: TransformerConfig, rows: int, length: int) -> None:
+  """Prints how attention is computed."""
+  print('Attention:', '; '.join(kernels_of(model, rows, length)))
 
 
 def rows(

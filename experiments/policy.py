@@ -40,6 +40,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   language.check_context(cfg, length, 'config.data.prompt_tokens + config.rollout.max_new_tokens')
   steps = config['epochs'] * config['minibatches']
   placement = Placement(make_mesh(config['mesh']))
+  language.say_kernels(cfg, rollout['prompts'] * rollout['num_samples'], length)
   asked = {split: prompts.of_split(config['data'], found, split) for split in ('train', 'validation')}
   every_record = {tuple(ids): record for of_split in asked.values() for ids, record in of_split}
   size = rollout['prompts'] * rollout['num_samples'] // config['minibatches']

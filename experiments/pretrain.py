@@ -46,6 +46,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   loss = dict(config['loss'])
   loss['chunk'] = loss['chunk'] or None
   placement = Placement(make_mesh(config['mesh']))
+  language.say_kernels(cfg, config['batch_size'], context)
   ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
   batches = mixture.prefetched(
     mixture.batches(

@@ -47,6 +47,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   prepare(workdir, config)
   tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
   placement = Placement(make_mesh(config['mesh']))
+  language.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, evaluated = RewardModel(cfg), RewardModel(cfg.evaluated())
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}

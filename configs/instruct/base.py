@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
       'residual_dropout': 0.2,
       'dtype': placeholder(str),  # of computation
       'remat': placeholder(str),
+      'attention_kernel': placeholder(str),
     },
     'lora': '',  # 'lora(rank=8, alpha=16, dropout=0.0, targets="query|value")': learns alone; '': the whole model
     'epochs': 16.0,

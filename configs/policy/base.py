@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     'model': {  # what of it is replaced; None: nothing. There is no dropout (Ziegler et al. 2019)
       'dtype': placeholder(str),  # of computation
       'remat': placeholder(str),
+      'attention_kernel': placeholder(str),
     },
     'reward': {  # one of the two
       'model': '',  # a finished run of experiments.reward, of the same tokenizer

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
       'residual_dropout': placeholder(float),
       'dtype': placeholder(str),  # of computation: 'float32', 'bfloat16'
       'remat': placeholder(str),  # 'none', 'dots', 'full'
+      'attention_kernel': placeholder(str),  # 'auto', 'plain', 'chunked', 'cudnn', 'splash'
       'stacked': placeholder(bool),
     },
     'data': {

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
       'residual_dropout': placeholder(float),
       'dtype': placeholder(str),  # of computation
       'remat': placeholder(str),
+      'attention_kernel': placeholder(str),
     },
     'epochs': 1.0,
     'batch_size': 64,  # rankings; with data.form = 'pairs', pairs

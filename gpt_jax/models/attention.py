@@ -8,25 +8,15 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 import numpy as np
 
 from gpt_jax.models import masks
+from gpt_jax.models.kernels import FUSED, Attended, Bias, Drop, Job, chunked, softmax_attention
 from gpt_jax.types import Layout
 
 LEAST_HALVED = 128
 """Tokens of a row from which halving pays."""
-
-Drop = Callable[[jax.Array], jax.Array]
-"""Dropout of attention weights."""
-
-Bias = Callable[[Layout, Layout, int, int], Float[Array, 'B N T S']]
-"""What is added to scores, of two layouts, the number of heads and their width; Alibi is one."""
-
-
-Attended = tuple[Float[Array, 'B T N H'], Float[Array, 'B T N']]
-"""What queries found among some keys, and the logarithm of the sum of the exponentials of their scores."""
-
 
 Attend = Callable[..., Attended]
 """A pattern's `attend`."""
@@ -42,88 +32,6 @@ def joined(parts: Sequence[Attended]) -> Attended:
   shares = jnp.exp(sums - whole)[..., None]
   out = sum(share * found for share, (found, _) in zip(shares, parts, strict=True))
   return jnp.asarray(out).astype(parts[0][0].dtype), whole
-
-
-def softmax_attention(
-  query: Float[Array, 'B T N H'],
-  key: Float[Array, 'B S K H'],
-  value: Float[Array, 'B S K H'],
-  visible: Bool[Array, 'B T S'],
-  bias: Float[Array, 'B N T S'] | None = None,
-  drop: Drop | None = None,
-) -> Attended:
-  """softmax(q k / sqrt(H) + bias) v, where N query heads share K key heads; and the softmax's sums, see `Attended`.
-
-  K = N is multi-head, K = 1 multi-query, between them grouped-query attention (Ainslie et al. 2023). A query that sees
-  nothing weighs all keys alike: its output means nothing and must be weighted 0, and its sum is the least number.
-  """
-  batch, length, heads, width = query.shape
-  grouped = query.reshape(batch, length, key.shape[2], -1, width).transpose(0, 2, 3, 1, 4) * width**-0.5
-  key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-  if bias is None and drop is None:
-    out, sums = _attend(grouped, key, value, visible)
-  else:
-    weights, sums = _weights(grouped, key, visible, bias)
-    weights = weights.astype(value.dtype)
-    out = _mix(weights if drop is None else drop(weights), value)
-  flat = lambda x: jnp.moveaxis(x, 3, 1).reshape(batch, length, heads, *x.shape[4:])
-  return flat(out), flat(sums)
-
-
-def _weights(
-  query: Float[Array, 'B K G T H'],
-  key: Float[Array, 'B K S H'],
-  visible: Bool[Array, 'B T S'],
-  bias: Float[Array, 'B N T S'] | None = None,
-) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T']]:
-  scores = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
-  if bias is not None:
-    scores += bias.reshape(scores.shape)
-  scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  most = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  parts = jnp.exp(scores - most)
-  total = jnp.sum(parts, axis=-1, keepdims=True)
-  return parts / total, (most + jnp.log(total))[..., 0]
-
-
-def _mix(weights: Float[Array, 'B K G T S'], value: Float[Array, 'B K S H']) -> Float[Array, 'B K G T H']:
-  mixed = jnp.einsum('BKGTS,BKSH->BKGTH', weights, value, preferred_element_type=jnp.float32)
-  return mixed.astype(value.dtype)
-
-
-@jax.custom_vjp
-def _attend(
-  query: Float[Array, 'B K G T H'],
-  key: Float[Array, 'B K S H'],
-  value: Float[Array, 'B K S H'],
-  visible: Bool[Array, 'B T S'],
-) -> tuple[Float[Array, 'B K G T H'], Float[Array, 'B K G T']]:
-  """Attention whose backward pass sums over H where the derivative of a softmax would over S (FlashAttention, B.2)."""
-  return _attend_forward(query, key, value, visible)[0]
-
-
-def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> tuple[Any, Any]:
-  weights, sums = _weights(query, key, visible)
-  weights = weights.astype(value.dtype)
-  out = _mix(weights, value)
-  return (out, sums), (query, key, value, weights, out)
-
-
-def _attend_backward(kept: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-  (query, key, value, weights, out), (gradient, of_sums) = kept, gradients
-  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  along = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-  along -= of_sums[..., None]
-  scores = (weights * (product('BKGTH,BKSH->BKGTS', gradient, value) - along)).astype(query.dtype)
-  return (
-    product('BKGTS,BKSH->BKGTH', scores, key).astype(query.dtype),
-    product('BKGTS,BKGTH->BKSH', scores, query).astype(key.dtype),
-    product('BKGTS,BKGTH->BKSH', weights, gradient).astype(value.dtype),
-    None,
-  )
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Pattern:
@@ -144,16 +52,42 @@ class Pattern:
     keys: Layout,
     bias: Bias | None = None,
     drop: Drop | None = None,
+    kernel: str = 'auto',
   ) -> Attended:
     """Attention under the mask, within segments; queries may be fewer than keys, as when they read a cache."""
-    return self._attended(query, key, value, queries, keys, bias, drop)
+    return self._attended(query, key, value, queries, keys, bias, drop, kernel)
 
-  def _attended(self, query, key, value, queries, keys, bias, drop) -> Attended:
+  def _attended(self, query, key, value, queries, keys, bias, drop, kernel) -> Attended:
     raise NotImplementedError
 
-  def __call__(self, *inputs: Any, **options: Any) -> Float[Array, 'B T N H']:
-    """What queries found; see `attend`."""
-    return self.attend(*inputs, **options)[0]
+  def __call__(
+    self,
+    query: Float[Array, 'B T N H'],
+    key: Float[Array, 'B S K H'],
+    value: Float[Array, 'B S K H'],
+    queries: Layout,
+    keys: Layout,
+    bias: Bias | None = None,
+    drop: Drop | None = None,
+    kernel: str = 'auto',
+  ) -> Float[Array, 'B T N H']:
+    """What queries found, by a kernel of `kernels.KERNELS`; see `attend`."""
+    name, _ = self.job(query, key, bias, drop).choose(kernel)
+    if name in FUSED and self.seen is not None:
+      return FUSED[name](query, key, value, queries, self.seen)
+    return self.attend(query, key, value, queries, keys, bias, drop, kernel)[0]
+
+  @property
+  def seen(self) -> masks.Mask | None:
+    """All that a query may see as one mask, segments apart; None: there are several, or parts that are joined."""
+    return None
+
+  def job(self, query: Any, key: Any, bias: Bias | None = None, drop: Drop | None = None) -> Job:
+    """What is asked of a kernel, by arrays [B, T, N, H] and [B, S, K, H] or their shapes."""
+    rows, length, heads, width = query.shape
+    return Job(
+      rows, length, key.shape[1], heads, width, str(query.dtype), self.seen, bias is not None, drop is not None
+    )
 
   def under(self, mask: masks.Mask) -> 'Pattern':
     """The same under one mask more."""
@@ -173,7 +107,14 @@ class Dense(Pattern):
   def keys_seen(self, length: int) -> int:
     return length
 
-  def _attended(self, query, key, value, queries, keys, bias, drop):
+  @property
+  def seen(self):
+    return self.mask
+
+  def _attended(self, query, key, value, queries, keys, bias, drop, kernel):
+    if self.job(query, key, bias, drop).part().choose(kernel)[0] == 'chunked':
+      return chunked(query, key, value, queries, keys, self.mask & masks.SameSegment(), bias)
+
     def attend(asking: slice, asked: slice) -> Attended:
       some, others = jax.tree.map(lambda x: x[:, asking], queries), jax.tree.map(lambda x: x[:, asked], keys)
       visible = (self.mask & masks.SameSegment())(some, others)
@@ -202,11 +143,16 @@ class Banded(Pattern):
   def keys_seen(self, length: int) -> int:
     return min(self.width, length)
 
-  def _attended(self, query, key, value, queries, keys, bias, drop):
-    dense = Dense(self.mask & masks.Band(self.width))
+  @property
+  def seen(self):
+    return self.mask & masks.Band(self.width)
+
+  def _attended(self, query, key, value, queries, keys, bias, drop, kernel):
+    dense = Dense(self.seen)
     batch, length = query.shape[:2]
-    if length != key.shape[1] or length <= self.width:  # reading from a cache, or nothing to save
-      return dense.attend(query, key, value, queries, keys, bias, drop)
+    chunks = self.job(query, key, bias, drop).part(compared=2 * self.width).choose(kernel)[0] == 'chunked'
+    if length != key.shape[1] or length <= self.width or chunks:  # reading from a cache, or nothing to save in blocks
+      return dense.attend(query, key, value, queries, keys, bias, drop, kernel)
     neighbours = (-1, 0, 1) if self.mask.looks_ahead else (-1, 0)
 
     def around(x: jax.Array) -> jax.Array:
@@ -218,7 +164,7 @@ class Banded(Pattern):
     fold = lambda x: x.reshape(-1, *x.shape[2:])
     cut = lambda x: fold(_blocks(x, self.width))
     found = dense.attend(
-      cut(query), around(key), around(value), jax.tree.map(cut, queries), jax.tree.map(around, keys), bias, drop
+      cut(query), around(key), around(value), jax.tree.map(cut, queries), jax.tree.map(around, keys), bias, drop, kernel
     )
     return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:])[:, :length], found)
 
@@ -229,24 +175,24 @@ def _blocks(x: Shaped[Array, 'B T ...'], size: int) -> Shaped[Array, 'B _ size .
   return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
-def _cut(dense: Dense, cut: Cut, whole: Cut, query, key, value, queries, keys, bias, drop) -> Attended:
+def _cut(dense: Dense, cut: Cut, whole: Cut, query, key, value, queries, keys, *how) -> Attended:
   """Each piece of a row, as `cut` makes rows of them, by itself; `whole` puts what they found together again."""
   asking, asked = jax.tree.map(cut, (queries, keys))
-  found = dense.attend(cut(query), cut(key), cut(value), asking, asked, bias, drop)
+  found = dense.attend(cut(query), cut(key), cut(value), asking, asked, *how)
   return jax.tree.map(lambda x: whole(x)[:, : query.shape[1]], found)
 
 
-def _by_head(kinds: Sequence[Attend], query, key, value, queries, keys, bias, drop) -> Attended:
+def _by_head(kinds: Sequence[Attend], query, key, value, queries, keys, bias, *how) -> Attended:
   """Heads take turns among kinds of attention: head h is of kind h % len(kinds)."""
   if len(kinds) == 1:
-    return kinds[0](query, key, value, queries, keys, bias, drop)
+    return kinds[0](query, key, value, queries, keys, bias, *how)
   heads = np.arange(query.shape[2])
   turns = [heads[kind :: len(kinds)] for kind in range(min(len(kinds), len(heads)))]
   found = []
   for attend, chosen in zip(kinds, turns, strict=False):  # there may be more kinds than heads
     shared = chosen // (len(heads) // key.shape[2])
     some = None if bias is None else lambda q, k, n, h, chosen=chosen: bias(q, k, len(heads), h)[:, chosen]
-    found.append(attend(query[:, :, chosen], key[:, :, shared], value[:, :, shared], queries, keys, some, drop))
+    found.append(attend(query[:, :, chosen], key[:, :, shared], value[:, :, shared], queries, keys, some, *how))
   order = np.argsort(np.concatenate(turns))
   return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2)[:, :, order], *found)
 
@@ -269,8 +215,8 @@ class TwoParts(Pattern):
     """The same as attention of whole rows, under the mask."""
     raise NotImplementedError
 
-  def _attended(self, query, key, value, queries, keys, bias, drop):
-    given = (query, key, value, queries, keys, bias, drop)
+  def _attended(self, *given):
+    query, key = given[:2]
     reading = query.shape[1] != key.shape[1]  # from a cache
     dense: Callable[[masks.Mask], Attend] = lambda seen: Dense(self.mask & seen).attend
     own, kinds = self.visible()
@@ -353,10 +299,10 @@ class Fixed(TwoParts):
     ends = [self.block - number * self.summary for number in range(self.summaries)]
     return [(end - self.summary, end) for end in ends]
 
-  def _others(self, places, query, key, value, queries, keys, bias, drop) -> Attended:
+  def _others(self, places, query, key, value, queries, keys, *how) -> Attended:
     some = lambda x: _blocks(x, self.block)[:, :, slice(*places)].reshape(x.shape[0], -1, *x.shape[2:])
     others = Dense(self.mask & ~masks.Block(self.block))
-    return others.attend(query, some(key), some(value), queries, jax.tree.map(some, keys), bias, drop)
+    return others.attend(query, some(key), some(value), queries, jax.tree.map(some, keys), *how)
 
 
 @struct.dataclass

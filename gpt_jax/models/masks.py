@@ -1,6 +1,7 @@
 """Attention masks: predicates on two layouts, who asks and who is asked, joined with & and |."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -8,12 +9,23 @@ import numpy as np
 
 from gpt_jax.types import Layout
 
+Reach = tuple[int | float, int | float]
+"""Places back and ahead."""
+
 
 class Mask:
   """May the query token see the key token?"""
 
-  looks_ahead: bool = True
-  """Whether a token may see a later one of its row; False lets a pattern leave the future uncomputed."""
+  reach: Reach = (math.inf, math.inf)
+  """How many places back and ahead of itself a token may see at most: what lies beyond need not be computed."""
+
+  of_order: bool = False
+  """Whether it asks about order alone: what it lets whom see is known before any row is."""
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether a token may see a later one of its row."""
+    return self.reach[1] > 0
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     raise NotImplementedError
@@ -36,8 +48,13 @@ class Both(Mask):
   right: Mask
 
   @property
-  def looks_ahead(self) -> bool:  # type: ignore[override]
-    return self.left.looks_ahead and self.right.looks_ahead
+  def reach(self) -> Reach:  # type: ignore[override]
+    (back, ahead), (others_back, others_ahead) = self.left.reach, self.right.reach
+    return min(back, others_back), min(ahead, others_ahead)
+
+  @property
+  def of_order(self) -> bool:  # type: ignore[override]
+    return self.left.of_order and self.right.of_order
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return self.left(queries, keys) & self.right(queries, keys)
@@ -51,8 +68,13 @@ class Either(Mask):
   right: Mask
 
   @property
-  def looks_ahead(self) -> bool:  # type: ignore[override]
-    return self.left.looks_ahead or self.right.looks_ahead
+  def reach(self) -> Reach:  # type: ignore[override]
+    (back, ahead), (others_back, others_ahead) = self.left.reach, self.right.reach
+    return max(back, others_back), max(ahead, others_ahead)
+
+  @property
+  def of_order(self) -> bool:  # type: ignore[override]
+    return self.left.of_order and self.right.of_order
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return self.left(queries, keys) | self.right(queries, keys)
@@ -64,6 +86,10 @@ class Not(Mask):
 
   mask: Mask
 
+  @property
+  def of_order(self) -> bool:  # type: ignore[override]
+    return self.mask.of_order
+
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return ~self.mask(queries, keys)
 
@@ -72,7 +98,8 @@ class Not(Mask):
 class Causal(Mask):
   """A token sees itself and what stands before it in the row."""
 
-  looks_ahead = False
+  reach = (math.inf, 0)
+  of_order = True
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return jnp.greater_equal(queries.order[:, :, None], keys.order[:, None, :])
@@ -92,6 +119,11 @@ class Band(Mask):
   """The `width` nearest tokens on either side, the token itself among them."""
 
   width: int
+  of_order = True
+
+  @property
+  def reach(self) -> Reach:  # type: ignore[override]
+    return self.width - 1, self.width - 1
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
@@ -102,6 +134,7 @@ class Column(Mask):
   """Tokens whose distance is a multiple of `stride`, the token itself among them."""
 
   stride: int
+  of_order = True
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return (queries.order[:, :, None] - keys.order[:, None, :]) % self.stride == 0
@@ -112,6 +145,11 @@ class Block(Mask):
   """Tokens of the same block of `size`, of which a row is made."""
 
   size: int
+  of_order = True
+
+  @property
+  def reach(self) -> Reach:  # type: ignore[override]
+    return self.size - 1, self.size - 1
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     return queries.order[:, :, None] // self.size == keys.order[:, None, :] // self.size
@@ -124,6 +162,7 @@ class Places(Mask):
   size: int
   start: int
   stop: int
+  of_order = True
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
     place = keys.order[:, None, :] % self.size

@@ -7,10 +7,12 @@ import functools
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from gpt_jax.models import attention, initialization, layers, lora, masks, positions, quantization, residual
 from gpt_jax.models.families import FAMILIES
+from gpt_jax.models.kernels import KERNELS
 from gpt_jax.models.transformer import REMAT, TransformerConfig
 from gpt_jax.names import choose, nearest
 from gpt_jax.types import UserError
@@ -121,6 +123,7 @@ def from_config(model: Mapping[str, Any], start: TransformerConfig | None = None
     fields['remat'] = None
   if fields.get('remat') not in (None, *REMAT):
     raise UserError(f'config.model.remat = {fields["remat"]!r} is unknown; {nearest(fields["remat"], REMAT)}')
+  choose('config.model.attention_kernel', fields.get('attention_kernel', 'auto'), dict.fromkeys(KERNELS))
   try:
     jnp.dtype(fields.get('dtype', 'float32'))
     return dataclasses.replace(replaced, **fields)
@@ -147,6 +150,20 @@ def to_config(config: TransformerConfig) -> dict[str, Any]:
   if from_config(fields) != config:
     raise UserError('the parts of this model have no names that make it again')
   return fields
+
+
+def kernels_of(config: TransformerConfig, rows: int, length: int) -> list[str]:
+  """For each attention pattern of a model, which kernel computes it for `rows` rows of `length` tokens, and why."""
+  query, key = (
+    jax.ShapeDtypeStruct((rows, length, heads, config.head_width), config.dtype)
+    for heads in (config.num_heads, config.num_kv_heads)
+  )
+  drop = (lambda weights: weights) if config.attention_dropout else None
+  told = []
+  for pattern in dict.fromkeys(config.attention):
+    kernel, why = pattern.job(query, key, config.score_bias, drop).choose(config.attention_kernel)
+    told.append(f'{_text("attention", pattern)}: {kernel} ({why})')
+  return told
 
 
 def _text(field: str, value: Any) -> str:

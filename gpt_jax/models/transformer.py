@@ -47,6 +47,8 @@ class TransformerConfig:
   score_bias: Alibi | None = None
   attention: tuple[Pattern, ...] = (Dense(),)
   """One pattern a layer, taken in turn."""
+  attention_kernel: str = 'auto'
+  """How attention is computed: a name of kernels.KERNELS; see kernels.Job."""
   init: Callable[[str, int], Initializer] = ScaledNormal()
   use_bias: bool = True
   qkv_bias: bool | None = None
@@ -123,7 +125,8 @@ class Attention(nn.Module):
     if read is not None:
       read = read.write(at, key, value)
       key, value = read.read()
-    out = self.pattern(query, key, value, queries, keys, cfg.score_bias, _dropout(cfg.attention_dropout))
+    drop = _dropout(cfg.attention_dropout)
+    out = self.pattern(query, key, value, queries, keys, cfg.score_bias, drop, cfg.attention_kernel)
     return cfg.linear(cfg.model_dim, contracted=2, name='out')(out), read
 
 

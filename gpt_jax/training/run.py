@@ -30,6 +30,8 @@ from gpt_jax.types import Batch, Diverged, LossFn, Params
 class Placement(Protocol):
   """Where arrays live; sharding.Placement is one."""
 
+  @property
+  def mesh(self) -> jax.sharding.Mesh: ...
   def state(self, state: Any) -> Any: ...
   def batch(self, batch: Batch) -> Batch: ...
 
@@ -116,7 +118,7 @@ def run(
   loss_fn = without_frozen(loss_fn, config['optimizer'])
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
-  with _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
+  with jax.set_mesh(placement.mesh), _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
     if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
       with log.paused():
         evaluate(start, state)

@@ -82,6 +82,16 @@ def test_looking_ahead_is_never_denied_wrongly(name):
   assert mask.looks_ahead == np.any(future)
 
 
+@pytest.mark.parametrize('name', CASES)
+def test_nobody_sees_beyond_a_masks_reach(name):
+  mask, _ = CASES[name]
+  back, ahead = mask.reach
+  for layout in (random_layout(seed) for seed in range(5)):
+    distance = layout.order[:, None, :] - layout.order[:, :, None]
+    seen = np.asarray(mask(layout, layout))
+    assert not np.any(seen & ((distance < -back) | (distance > ahead)))
+
+
 def test_masks_are_values():
   assert Causal() & Band(3) == Causal() & Band(3) and Causal() & Band(3) != Causal() & Band(4)
   assert hash(Causal() | Prefix()) == hash(Causal() | Prefix())
