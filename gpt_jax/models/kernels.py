@@ -458,8 +458,8 @@ KERNELS = ('auto', 'plain', 'chunked', *FUSED)
 LONG = {'cpu': 512}
 """Tokens of a row from which chunks are faster than all scores at once, where they ever are."""
 
-MOST_PLAIN = {'cpu': 1 << 25}
-"""Scores, of all rows and heads, of which no more are to exist at once."""
+MOST_PLAIN = {'cpu': 1 << 24}
+"""Scores, of all rows and heads, that are too many to exist at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -517,8 +517,8 @@ class Job:
     if fused and given_up is None:
       return fused, f'the kernel of a {device}'
     but = f'; not {fused}, as {given_up}' if fused else ''
-    long = min(self.queries, self.keys) >= LONG.get(device, math.inf)
-    many = self.rows * self.heads * self.queries * (self.compared or self.keys) > MOST_PLAIN.get(device, 1 << 28)
+    long = self.queries >= LONG.get(device, math.inf)
+    many = self.rows * self.heads * self.queries * (self.compared or self.keys) >= MOST_PLAIN.get(device, 1 << 28)
     if (long or many) and self.unfit('chunked') is None:
       return 'chunked', ('rows are long' if long else 'scores are many') + but
     return 'plain', ('scores are few' if not (long or many) else str(self.unfit('chunked'))) + but
