@@ -30,7 +30,10 @@ def get_sweep():
     'config': 'configs/pretrain/lab.py',
     'points': product(seeds(3), [DENSE, NARROW, *WIDER, STRIDED, FIXED, ALTERNATING], [PROSE]),
     'baseline': DENSE,
-    'metrics': {loss: 'validation loss (nats per token)', 'speed.tokens_per_second': 'training speed (tokens per second)'},
+    'metrics': {
+      loss: 'validation loss (nats per token)',
+      'speed.tokens_per_second': 'training speed (tokens per second)',
+    },
     'x': 'training_flops',
     'x_label': 'training compute (FLOPs)',
     'expect': [

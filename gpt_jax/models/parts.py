@@ -48,6 +48,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   'rotation': {
     'linear': positions.LinearScaling, 'ntk': positions.NtkScaling, 'llama3': positions.Llama3Scaling,
+    'yarn': positions.YarnScaling,
   },
   'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band},
 }  # fmt: skip

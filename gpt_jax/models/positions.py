@@ -88,6 +88,34 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+  """Slow pairs are divided by `factor`, fast ones kept, those between blended, and queries and keys grow (YaRN).
+
+  Peng et al. 2023, section 3: a pair is fast that turns `fast` times or more in `original_length` places, and slow that
+  turns `slow` times or less. Between them shares are linear in the pair's number, as in the released code, and not in
+  its turns, as in the paper's equation; ends are rounded outward to whole pairs.
+  """
+
+  factor: float
+  original_length: int
+  fast: float = 32.0
+  slow: float = 1.0
+  attention_factor: float | None = None
+  """What queries and keys are multiplied with; None: 0.1 ln(factor) + 1, the root of equation 22's 1 / t."""
+
+  @property
+  def magnitude(self) -> float:
+    return max(0.1 * math.log(self.factor) + 1, 1.0) if self.attention_factor is None else self.attention_factor
+
+  def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+    pairs = len(frequencies)
+    number = lambda turns: pairs * math.log(self.original_length / (2 * math.pi * turns)) / math.log(theta)
+    first, last = max(math.floor(number(self.fast)), 0), min(math.ceil(number(self.slow)), 2 * pairs - 1)
+    divided = np.clip((np.arange(pairs) - first) / max(last - first, 1e-3), 0, 1)
+    return frequencies * (1 - divided + divided / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
 class PairScaling:
   """Each pair is slowed by a divisor of its own: any other scaling, once it is computed (GGUF files)."""
 
@@ -97,7 +125,7 @@ class PairScaling:
     return frequencies / np.array(self.divisors)
 
 
-Scaling = LinearScaling | NtkScaling | Llama3Scaling | PairScaling
+Scaling = LinearScaling | NtkScaling | Llama3Scaling | YarnScaling | PairScaling
 
 
 @struct.dataclass
@@ -136,7 +164,8 @@ class Rotary:
     return frequencies if self.scaling is None else self.scaling(frequencies, self.theta)
 
   def __call__(self, layout: Layout, head_dim: int) -> Turn:
-    return _turn((layout.position,), self.frequencies(head_dim))
+    magnitude = self.scaling.magnitude if isinstance(self.scaling, YarnScaling) else 1.0
+    return _turn((layout.position,), self.frequencies(head_dim), magnitude)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +178,9 @@ class Rotary2D:
     return _turn((layout.position, layout.block), Rotary(self.theta).frequencies(head_dim // 2))
 
 
-def _turn(places: tuple[Int[Array | np.ndarray, 'B T'], ...], frequencies: np.ndarray) -> Turn:
+def _turn(places: tuple[Int[Array | np.ndarray, 'B T'], ...], frequencies: np.ndarray, magnitude: float = 1.0) -> Turn:
   angles = jnp.stack(places, axis=-1)[..., None] * jnp.asarray(frequencies, jnp.float32)
-  return Turn(jnp.cos(angles), jnp.sin(angles))
+  return Turn(magnitude * jnp.cos(angles), magnitude * jnp.sin(angles))
 
 
 # ---- biasing the scores --------------------------------------------------------------------------------------------

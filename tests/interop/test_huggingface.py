@@ -249,7 +249,7 @@ BROKEN = {
   'no field': (lambda f: reconfigured(f, hidden_size='absent'), "has no 'hidden_size'"),
   'unknown type': (lambda f: reconfigured(f, model_type='lama'), "did you mean 'llama'?"),
   'activation': (lambda f: reconfigured(f, hidden_act='relu6'), "hidden_act = 'relu6' is not supported"),
-  'scaling': (lambda f: reconfigured(f, rope_scaling={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
+  'scaling': (lambda f: reconfigured(f, rope_scaling={'rope_type': 'dynamic'}), "'dynamic' is not supported"),
   'biases': (lambda f: reconfigured(f, attention_bias=True), 'attention_bias and mlp_bias must be alike'),
   'heads': (lambda f: reconfigured(f, num_attention_heads=3), 'num_heads = 3 must be a multiple of'),
   'no weights': (lambda f: (f / 'model.safetensors').unlink(), 'has no model.safetensors; fetch it'),

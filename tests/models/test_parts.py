@@ -24,6 +24,7 @@ from gpt_jax.models.positions import (
   NtkScaling,
   Rotary,
   Rotary2D,
+  YarnScaling,
 )
 from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Parallel, PostNorm, PreNorm
@@ -52,6 +53,7 @@ WRITTEN = {
   ('rotation', 'rotary(scaling=ntk(4.0))'): Rotary(scaling=NtkScaling(4.0)),
   ('rotation', 'rotary(theta=5e5, scaling=llama3)'): Rotary(theta=500_000.0, scaling=Llama3Scaling()),
   ('rotation', 'rotary(scaling=llama3(factor=32.0))'): Rotary(scaling=Llama3Scaling(factor=32.0)),
+  ('rotation', 'rotary(scaling=yarn(16.0, 2048))'): Rotary(scaling=YarnScaling(16.0, 2048)),
   ('score_bias', 'alibi'): Alibi(),
   ('score_bias', 'falcon_alibi'): FalconAlibi(),
   ('attention', 'dense'): (Dense(),),

@@ -15,6 +15,7 @@ from gpt_jax.models.positions import (
   NtkScaling,
   Rotary,
   Rotary2D,
+  YarnScaling,
 )
 from gpt_jax.types import left_to_right
 
@@ -106,6 +107,23 @@ def test_llama3_scaling_by_hand():
   np.testing.assert_allclose(Rotary(scaling=scaling).frequencies(8), want, rtol=1e-6)
   slow = Rotary(theta=500_000.0).frequencies(8)  # the slowest pair makes 0.07 turns
   np.testing.assert_allclose(Rotary(theta=500_000.0, scaling=scaling).frequencies(8)[-1], slow[-1] / 8, rtol=1e-6)
+
+
+def test_yarn_scaling_by_hand():
+  """Base 10,000, head of 8, 2048 places: pairs that turn 32 times and once are numbers 1.01 and 2.51, so 1 and 3."""
+  plain, scaled = Rotary(), Rotary(scaling=YarnScaling(16.0, 2048))
+  np.testing.assert_allclose(scaled.frequencies(8), [1.0, 0.1, 0.01 * (0.5 + 0.5 / 16), 0.001 / 16], rtol=1e-6)
+  layout = layout_at(jnp.zeros(1, jnp.int32))
+  grown = scaled(layout, 8)(heads(1)) / plain(layout, 8)(heads(1))
+  np.testing.assert_allclose(grown, 1 + 0.1 * np.log(16), rtol=1e-6)  # scores grow by its square, 1 / t
+
+
+def test_yarn_scaling_of_a_released_configuration():
+  """Base 500 over 32 places, factor 4, fast from 8 turns, a head of 16: what transformers 5.23 makes of them."""
+  want = [1.0, 0.34489745, 0.10573712, 0.024312312, 0.01118034, 0.0051414282, 0.002364354, 0.0010872796]
+  got = Rotary(theta=500.0, scaling=YarnScaling(4.0, 32, fast=8.0))
+  np.testing.assert_allclose(got.frequencies(16), want, rtol=1e-6)
+  assert got.scaling.magnitude == pytest.approx(1.138629436111989)
 
 
 def test_llama3_scaling_of_a_released_configuration():

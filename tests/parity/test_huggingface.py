@@ -24,6 +24,9 @@ LLAMA3 = {
   'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
   'original_max_position_embeddings': 32, 'rope_theta': 500.0,
 }  # fmt: skip
+YARN = {
+  'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32, 'beta_fast': 8.0, 'rope_theta': 500.0,
+}  # fmt: skip
 LINEAR = {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 10_000.0}
 GPT = {'n_embd': 24, 'n_layer': 3, 'n_head': 3, 'n_positions': 128, 'vocab_size': 67}
 LLAMA = {
@@ -44,6 +47,7 @@ MODELS = {
   'llama multi-head, tied': ('Llama', {**LLAMA, 'num_key_value_heads': 6, 'tie_word_embeddings': True}),
   'llama grouped, biases': ('Llama', {**LLAMA, 'attention_bias': True, 'mlp_bias': True}),
   'llama multi-query, linear': ('Llama', {**LLAMA, 'num_key_value_heads': 1, 'rope_parameters': LINEAR}),
+  'llama yarn': ('Llama', {**LLAMA, 'rope_parameters': YARN}),
   'llama llama3 scaling, tanh gelu': (
     'Llama', {**LLAMA, 'rope_parameters': LLAMA3, 'hidden_act': 'gelu_pytorch_tanh', 'rms_norm_eps': 1e-3},
   ),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gpt_jax.interop.forms import Form, Same, Transposed
 from gpt_jax.models.parts import PARTS
-from gpt_jax.models.positions import LinearScaling, Llama3Scaling, Rotary, Scaling
+from gpt_jax.models.positions import LinearScaling, Llama3Scaling, Rotary, Scaling, YarnScaling
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import UserError
 
@@ -103,8 +103,13 @@ def rotary(config: Json, fraction: float = 1.0) -> Rotary:
     scaling = Llama3Scaling(
       rope['factor'], rope['low_freq_factor'], rope['high_freq_factor'], rope['original_max_position_embeddings']
     )
+  elif kind == 'yarn':
+    only(rope, truncate=True, mscale=None, mscale_all_dim=None)
+    length = rope.get('original_max_position_embeddings') or config['max_position_embeddings']
+    fast, slow = rope.get('beta_fast') or 32.0, rope.get('beta_slow') or 1.0
+    scaling = YarnScaling(rope['factor'], length, fast, slow, rope.get('attention_factor'))
   elif kind != 'default':
-    raise UserError(f'config.json: rope_type = {kind!r} is not supported; known: default, linear, llama3')
+    raise UserError(f'config.json: rope_type = {kind!r} is not supported; known: default, linear, llama3, yarn')
   theta: float = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
   return Rotary(float(theta), fraction, scaling)
 
@@ -123,6 +128,15 @@ def rope_fields(config: TransformerConfig) -> dict[str, Any]:
       'low_freq_factor': scaling.low_frequency_factor,
       'high_freq_factor': scaling.high_frequency_factor,
       'original_max_position_embeddings': scaling.original_length,
+    }
+  if isinstance(scaling, YarnScaling):
+    written['rope_scaling'] = {
+      'rope_type': 'yarn',
+      'factor': scaling.factor,
+      'beta_fast': scaling.fast,
+      'beta_slow': scaling.slow,
+      'original_max_position_embeddings': scaling.original_length,
+      **({} if scaling.attention_factor is None else {'attention_factor': scaling.attention_factor}),
     }
   return written
 
