@@ -72,7 +72,9 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   flops = training_flops(cfg, context)
 
   def summary(params: Params) -> dict[str, Any]:
-    found: dict[str, Any] = {'training_flops': flops * ramp.start(config['num_steps']) * context}
+    read = ramp.start(config['num_steps']) * context
+    found: dict[str, Any] = {'training_flops': flops * read}
+    found['training_flops_causal'] = training_flops(cfg, context, causal=True) * read
     measure = config['measure']
     for length in measure['contexts']:
       found[f'validation_loss_at_{length}'] = validation(length)(params)['loss']

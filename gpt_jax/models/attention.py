@@ -39,8 +39,18 @@ class Pattern:
 
   mask: masks.Mask
 
-  def keys_seen(self, length: int) -> int:
-    """Keys of a query in a row of `length` tokens, the causal half not taken off: what utilisation counts."""
+  def keys_seen(self, length: int, causal: bool = False) -> float | int:
+    """Keys of a query in a row of `length` tokens: what utilisation counts.
+
+    `causal`: on the average, those alone that are not behind it, where the mask does not look ahead; else their number
+    where there are most, the causal half not taken off.
+    """
+    return self._seen_causally(length) if causal and not self.mask.looks_ahead else self._seen_at_most(length)
+
+  def _seen_at_most(self, length: int) -> float | int:
+    raise NotImplementedError
+
+  def _seen_causally(self, length: int) -> float:
     raise NotImplementedError
 
   def attend(
@@ -104,8 +114,11 @@ class Dense(Pattern):
 
   mask: masks.Mask = masks.Causal()
 
-  def keys_seen(self, length: int) -> int:
+  def _seen_at_most(self, length):
     return length
+
+  def _seen_causally(self, length):
+    return (length + 1) / 2
 
   @property
   def seen(self):
@@ -140,8 +153,12 @@ class Banded(Pattern):
   width: int
   mask: masks.Mask = masks.Causal()
 
-  def keys_seen(self, length: int) -> int:
+  def _seen_at_most(self, length):
     return min(self.width, length)
+
+  def _seen_causally(self, length):
+    width = min(self.width, length)
+    return width - width * (width - 1) / (2 * length)
 
   @property
   def seen(self):
@@ -175,6 +192,12 @@ def _blocks(x: Shaped[Array, 'B T ...'], size: int) -> Shaped[Array, 'B _ size .
   return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
+def _blocks_before(length: int, size: int) -> float:
+  """Whole blocks of a row that lie before a token's place in it, on the average."""
+  whole, rest = divmod(length, size)
+  return whole * (size * (whole - 1) / 2 + rest) / length
+
+
 def _cut(dense: Dense, cut: Cut, whole: Cut, query, key, value, queries, keys, *how) -> Attended:
   """Each piece of a row, as `cut` makes rows of them, by itself; `whole` puts what they found together again."""
   asking, asked = jax.tree.map(cut, (queries, keys))
@@ -206,6 +229,10 @@ class TwoParts(Pattern):
   """
 
   split: bool
+
+  def _of_both(self, near: float | int, far: float | int) -> float | int:
+    """Keys that a head sees, on the average over heads."""
+    return (near + far) / 2 if self.split else near + far
 
   def visible(self) -> tuple[masks.Mask, Sequence[masks.Mask]]:
     """What is near, and the kinds of what is far, without the mask."""
@@ -245,9 +272,11 @@ class Strided(TwoParts):
     if self.stride < 1:
       raise ValueError(f'stride = {self.stride} must be at least 1')
 
-  def keys_seen(self, length: int) -> int:
-    seen = min(self.stride, length) + length // self.stride
-    return seen // 2 if self.split else seen
+  def _seen_at_most(self, length):
+    return self._of_both(min(self.stride, length), length // self.stride)
+
+  def _seen_causally(self, length):
+    return self._of_both(Banded(self.stride).keys_seen(length, causal=True), _blocks_before(length, self.stride))
 
   def visible(self):
     return masks.Band(self.stride), [masks.Column(self.stride) & ~masks.Band(self.stride)]
@@ -278,9 +307,13 @@ class Fixed(TwoParts):
     if min(self.block, self.summary, self.summaries) < 1 or self.summary * self.summaries > self.block:
       raise ValueError(f'{self.summaries} summaries of {self.summary} keys do not fit in a block of {self.block}')
 
-  def keys_seen(self, length: int) -> int:
-    seen = min(self.block, length) + self.summary * (length // self.block)
-    return seen // 2 if self.split else seen
+  def _seen_at_most(self, length):
+    return self._of_both(min(self.block, length), self.summary * (length // self.block))
+
+  def _seen_causally(self, length):
+    whole, rest = divmod(length, self.block)
+    own = (whole * self.block * (self.block + 1) + rest * (rest + 1)) / (2 * length)
+    return self._of_both(own, self.summary * _blocks_before(length, self.block))
 
   def visible(self):
     own = masks.Block(self.block)

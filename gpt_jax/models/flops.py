@@ -15,13 +15,13 @@ def matmul_parameters(config: TransformerConfig) -> int:
   return sum(leaf.size for leaf in kernels) + config.vocab_size * config.model_dim
 
 
-def training_flops(config: TransformerConfig, length: int) -> float:
+def training_flops(config: TransformerConfig, length: int, causal: bool = False) -> float:
   """FLOPs a token of a forward and backward pass at context `length`: 6 N + 12 L H Q T (PaLM, appendix B).
 
   N counts `matmul_parameters`; T is, for each layer, the keys its pattern lets a query see, the causal half not taken
-  off; recomputation does not count.
+  off unless `causal`; recomputation does not count.
   """
-  keys = config.periods * sum(pattern.keys_seen(length) for pattern in config.attention)
+  keys = config.periods * sum(pattern.keys_seen(length, causal) for pattern in config.attention)
   return float(6 * matmul_parameters(config) + 12 * config.num_heads * config.head_width * keys)
 
 

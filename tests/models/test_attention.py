@@ -220,6 +220,25 @@ def test_what_is_read_from_a_cache_is_seen_as_in_a_whole_row(case):
   np.testing.assert_allclose(jax.jit(pattern)(query[:, -3:], key, value, last, layout), whole[:, -3:], atol=1e-5)
 
 
+COUNTED = {  # pattern, which of its keys a query of a head sees
+  'dense': (Dense(), lambda h, i, j: True),
+  'banded': (Banded(5), lambda h, i, j: i - j < 5),
+  'strided': (Strided(3), strided(3)),
+  'strided, split': (Strided(3, split=True), strided(3, True)),
+  'fixed': (Fixed(4, 2), fixed(4, 2)),
+  'fixed, split summaries': (Fixed(4, 1, 2, True), fixed(4, 1, 2, True)),
+}
+
+
+@pytest.mark.parametrize('case', COUNTED)
+@pytest.mark.parametrize('length', [1, 4, 11, 12])
+def test_keys_that_utilisation_counts_are_those_seen(case, length):
+  pattern, sees = COUNTED[case]
+  counts = [[sum(sees(h, i, j) for j in range(i + 1)) for i in range(length)] for h in range(4)]
+  assert pattern.keys_seen(length, causal=True) == pytest.approx(np.mean(counts))
+  assert pattern.keys_seen(length) >= pattern.keys_seen(length, causal=True)
+
+
 @pytest.mark.parametrize(('pattern', 'share'), [(Strided(16), 4), (Fixed(16, 2), 4)])
 def test_far_parts_save_work(pattern, share):
   layout, heads = PLAIN(512), random_heads(2, 2, 3, 512)
