@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart align test test-slow test-assets test-parity lint bench clean
+.PHONY: quickstart align test test-slow test-assets test-parity lint bench bench-tpu clean
 
 quickstart: .venv/core
 	$(BIN)/python -m experiments.pretrain --config=configs/pretrain/shakespeare_char.py --workdir=runs/quickstart
@@ -37,6 +37,10 @@ bench: .venv/bench
 	$(BIN)/python bench/quantization.py
 	$(BIN)/python bench/reward.py
 	$(BIN)/python bench/rollouts.py
+	$(BIN)/python bench/attention.py
+
+bench-tpu: .venv/tpu
+	$(BIN)/python bench/tpu_attention.py
 
 # Where Python comes without ensurepip (Colab, Debian), the pip outside puts one inside.
 .venv/bin/pip:
@@ -58,6 +62,11 @@ bench: .venv/bench
 
 .venv/parity: .venv/test
 	$(BIN)/python -m pip install -q -e '.[parity]'
+	touch $@
+
+# What compiles for TPUs on a machine that has none.
+.venv/tpu: .venv/core
+	$(BIN)/python -m pip install -q -e '.[tpu]'
 	touch $@
 
 .venv/bench: .venv/core

@@ -31,7 +31,7 @@ def softmax_attention(
   query: Float[Array, 'B T N H'],
   key: Float[Array, 'B S K H'],
   value: Float[Array, 'B S K H'],
-  visible: Bool[Array, 'B T S'],
+  visible: Bool[Array | np.ndarray, 'B T S'],
   bias: Float[Array, 'B N T S'] | None = None,
   drop: Drop | None = None,
 ) -> Attended:
@@ -64,7 +64,7 @@ def _flat(found: Any) -> Any:
 def _weights(
   query: Float[Array, 'B K G T H'],
   key: Float[Array, 'B K S H'],
-  visible: Bool[Array, 'B T S'],
+  visible: Bool[Array | np.ndarray, 'B T S'],
   bias: Float[Array, 'B N T S'] | None = None,
 ) -> tuple[Float[Array, 'B K G T S'], Float[Array, 'B K G T']]:
   scores = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
@@ -91,13 +91,13 @@ def _attend(
   query: Float[Array, 'B K G T H'],
   key: Float[Array, 'B K S H'],
   value: Float[Array, 'B K S H'],
-  visible: Bool[Array, 'B T S'],
+  visible: Bool[Array | np.ndarray, 'B T S'],
 ) -> tuple[Float[Array, 'B K G T H'], Float[Array, 'B K G T']]:
   """Attention whose backward pass sums over H where the derivative of a softmax would over S (FlashAttention, B.2)."""
   return _attend_forward(query, key, value, visible)[0]
 
 
-def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> tuple[Any, Any]:
+def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: Any) -> tuple[Any, Any]:
   weights, sums = _weights(query, key, visible)
   weights = weights.astype(value.dtype)
   out = _mix(weights, value)
@@ -442,11 +442,10 @@ def seen_by_order(mask: Mask, queries: np.ndarray, keys: np.ndarray) -> Bool[np.
   """What a mask that asks about order alone lets queries see, both by their places in the row."""
 
   def layout(order: np.ndarray) -> Layout:
-    places = jnp.asarray(order)[None]
+    places = order[None]
     return Layout(places, places, 0 * places, 0 * places + 1, places < 0)
 
-  with jax.ensure_compile_time_eval():
-    return np.asarray(mask(layout(queries), layout(keys))[0])
+  return np.asarray(mask(layout(queries), layout(keys))[0])
 
 
 FUSED: dict[str, Fused] = {'cudnn': cudnn, 'splash': splash}

@@ -14,7 +14,7 @@ Reach = tuple[int | float, int | float]
 
 
 class Mask:
-  """May the query token see the key token?"""
+  """May the query token see the key token? Asked about numpy's arrays, it answers with one."""
 
   reach: Reach = (math.inf, math.inf)
   """How many places back and ahead of itself a token may see at most: what lies beyond need not be computed."""
@@ -27,7 +27,7 @@ class Mask:
     """Whether a token may see a later one of its row."""
     return self.reach[1] > 0
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     raise NotImplementedError
 
   def __and__(self, other: 'Mask') -> 'Mask':
@@ -56,7 +56,7 @@ class Both(Mask):
   def of_order(self) -> bool:  # type: ignore[override]
     return self.left.of_order and self.right.of_order
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return self.left(queries, keys) & self.right(queries, keys)
 
 
@@ -76,7 +76,7 @@ class Either(Mask):
   def of_order(self) -> bool:  # type: ignore[override]
     return self.left.of_order and self.right.of_order
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return self.left(queries, keys) | self.right(queries, keys)
 
 
@@ -90,7 +90,7 @@ class Not(Mask):
   def of_order(self) -> bool:  # type: ignore[override]
     return self.mask.of_order
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return ~self.mask(queries, keys)
 
 
@@ -101,15 +101,15 @@ class Causal(Mask):
   reach = (math.inf, 0)
   of_order = True
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
-    return jnp.greater_equal(queries.order[:, :, None], keys.order[:, None, :])
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
+    return queries.order[:, :, None] >= keys.order[:, None, :]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
   """Everyone sees the tokens of the prefix (prefix language models; GLM's part A)."""
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     shape = (*queries.prefix.shape, keys.prefix.shape[1])
     return jnp.broadcast_to(keys.prefix[:, None, :], shape)
 
@@ -125,8 +125,8 @@ class Band(Mask):
   def reach(self) -> Reach:  # type: ignore[override]
     return self.width - 1, self.width - 1
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
-    return jnp.abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
+    return abs(queries.order[:, :, None] - keys.order[:, None, :]) < self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Column(Mask):
   stride: int
   of_order = True
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return (queries.order[:, :, None] - keys.order[:, None, :]) % self.stride == 0
 
 
@@ -151,7 +151,7 @@ class Block(Mask):
   def reach(self) -> Reach:  # type: ignore[override]
     return self.size - 1, self.size - 1
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return queries.order[:, :, None] // self.size == keys.order[:, None, :] // self.size
 
 
@@ -164,10 +164,9 @@ class Places(Mask):
   stop: int
   of_order = True
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     place = keys.order[:, None, :] % self.size
-    seen = (place >= self.start) & (place < self.stop)
-    return jnp.broadcast_to(seen, (seen.shape[0], queries.order.shape[1], seen.shape[2]))
+    return (place >= self.start) & (place < self.stop) & (queries.order[:, :, None] >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Tree(Mask):
   parents: tuple[int, ...]
   """Of each node, numbered from 0; a root has -1. Parents come before their children."""
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     assert queries.node is not None and keys.node is not None
     seen = np.eye(len(self.parents) + 1, dtype=bool)
     seen[:, 0] = True
@@ -193,6 +192,6 @@ class Tree(Mask):
 class SameSegment(Mask):
   """Documents packed in one row do not see each other, and nobody sees padding."""
 
-  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array, 'B T S']:
+  def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     same = jnp.equal(queries.segment[:, :, None], keys.segment[:, None, :])
     return same & (keys.segment > 0)[:, None, :]
