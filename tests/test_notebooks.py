@@ -14,6 +14,7 @@ import gpt_jax
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'colab').glob('*.ipynb'))
 PARAMETERS = {
+  'masks': {'num_steps': 2},
   'train': {'source': f'file:{ROOT / "LICENSE"}', 'prompt': 'License', 'num_steps': 2, 'new_tokens': 5},
 }
 """By notebook: what its cell tagged `parameters` says in a test. A `workdir` there is put in a temporary folder."""

@@ -431,9 +431,8 @@ def _splash(mask: Mask, group: int, length: int, interpret: bool) -> Callable[..
   blocks = kernel.BlockSizes(
     block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
   )
-  with jax.ensure_compile_time_eval():
-    heads = table.MultiHeadMask([Predicate()] * group)
-    attend = kernel.make_splash_mqa_single_device(heads, block_sizes=blocks, interpret=interpret)
+  heads = table.MultiHeadMask([Predicate()] * group)
+  attend = kernel.make_splash_mqa_single_device(heads, block_sizes=blocks, interpret=interpret)
   of_row = lambda q, k, v, ids: jax.vmap(functools.partial(attend, segment_ids=kernel.SegmentIds(ids, ids)))(q, k, v)
   return jax.vmap(of_row)
 
