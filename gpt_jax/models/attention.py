@@ -13,6 +13,7 @@ import numpy as np
 
 from gpt_jax.models import masks
 from gpt_jax.models.kernels import FUSED, Attended, Bias, Drop, Job, chunked, softmax_attention
+from gpt_jax.models.spread import along_sequence, each_its_own
 from gpt_jax.types import Layout
 
 LEAST_HALVED = 128
@@ -81,7 +82,13 @@ class Pattern:
     drop: Drop | None = None,
     kernel: str = 'auto',
   ) -> Float[Array, 'B T N H']:
-    """What queries found, by a kernel of `kernels.KERNELS`; see `attend`."""
+    """What queries found, by a kernel of `kernels.KERNELS`; see `attend`.
+
+    On a mesh with an axis `sequence` each device has a part of the queries of a row, but for dropout.
+    """
+    if drop is None and query.shape[1] == key.shape[1] and along_sequence(query.shape[1]):
+      attend = lambda q, k, v, asking, asked: self.attend(q, k, v, asking, asked, bias, None, kernel)[0]
+      return each_its_own(attend, query, key, value, queries, keys, cut=True)
     name, _ = self.job(query, key, bias, drop).choose(kernel)
     if name in FUSED and self.seen is not None:
       return FUSED[name](query, key, value, queries, self.seen)

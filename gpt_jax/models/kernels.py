@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Shaped
 import numpy as np
 
 from gpt_jax.models.masks import Mask, Reach, SameSegment
+from gpt_jax.models.spread import each_its_own
 from gpt_jax.types import Layout
 
 Drop = Callable[[jax.Array], jax.Array]
@@ -392,26 +392,16 @@ def splash(
 ) -> Float[Array, 'B T N H']:
   """Pallas splash attention: of the mask, which asks about order alone, blocks that nobody sees are left out.
 
-  Rows are of 128 tokens or a multiple. Elsewhere than on a TPU, it is interpreted. Where a mesh is set, each device
-  has its own rows and heads: XLA cannot cut a kernel.
+  Rows are of 128 tokens or a multiple. Elsewhere than on a TPU, it is interpreted.
   """
-  given = (*_grouped(query, key, value), jnp.asarray(layout.segment))
-  group, length = given[0].shape[2:4]
+  group, length = query.shape[2] // key.shape[2], query.shape[1]
   compiled, interpreted = (_splash(mask, group, length, interpret) for interpret in (False, True))
-  attend = lambda *given: jax.lax.platform_dependent(*given, tpu=compiled, default=interpreted)
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    rows, heads = (
-      axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-      for axes, size in zip(SPLIT, key.shape[::2], strict=True)
-    )
-    specs = (P(rows, heads), P(rows, heads), P(rows, heads), P(rows))
-    attend = jax.shard_map(attend, in_specs=specs, out_specs=P(rows, heads), check_vma=False)
-  return _flat(attend(*given))
 
+  def attend(query: Any, key: Any, value: Any, layout: Layout, _: Layout) -> Float[Array, 'B T N H']:
+    given = (*_grouped(query, key, value), layout.segment)
+    return _flat(jax.lax.platform_dependent(*given, tpu=compiled, default=interpreted))
 
-SPLIT = (('data', 'fsdp'), ('tensor',))
-"""Axes of a mesh that rows lie along, and heads; as sharding.AXES names them."""
+  return each_its_own(attend, query, key, value, layout, layout)
 
 
 def _splash(mask: Mask, group: int, length: int, interpret: bool) -> Callable[..., Float[Array, 'B K G T H']]:

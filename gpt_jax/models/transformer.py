@@ -18,6 +18,7 @@ from gpt_jax.models.lora import Lora
 from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
 from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
+from gpt_jax.models.spread import spread
 from gpt_jax.types import Layout, Params, left_to_right
 
 REMAT = {
@@ -219,7 +220,7 @@ class Transformer(nn.Module):
     x = self.embed(tokens)
     if self.positions is not None:
       x = x + self.positions(layout, cfg.model_dim).astype(x.dtype)
-    x = cfg.residual.begin(x if self.drop is None else self.drop(x), norm)
+    x = spread(cfg.residual.begin(x if self.drop is None else self.drop(x), norm))
     turn = None if cfg.rotation is None else cfg.rotation(layout, cfg.head_width)
     keys, at = (layout, None) if cache is None else (cache.extend_layout(layout), cache.length)
     x, read = self._through(x, None if cache is None else cache.layers, layout, turn, keys, at)
