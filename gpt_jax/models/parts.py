@@ -163,7 +163,7 @@ def kernels_of(config: TransformerConfig, rows: int, length: int) -> list[str]:
   told = []
   for pattern in dict.fromkeys(config.attention):
     kernel, why = pattern.job(query, key, config.score_bias, drop).choose(config.attention_kernel)
-    told.append(f'{_text("attention", pattern)}: {kernel} ({why})')
+    told.append(f'{_text("attention", pattern).removesuffix("()")}: {kernel} ({why})')
   return told
 
 

@@ -54,6 +54,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
   (folder / 'text.txt').write_text(TEXT * 100)
   ended = spawn('pretrain', *flags(folder / 'text.txt', folder / 'run', '--config.num_steps=150'))
   assert ended.code == 0, ended.err
+  assert 'Attention: dense: plain (scores are few)' in ended.out.splitlines()
   return folder / 'run'
 
 
@@ -65,6 +66,7 @@ def test_it_learns_and_leaves_what_it_promises(trained):
   result = json.loads((trained / 'result.json').read_text())
   for field in ('validation_loss', 'validation_bits_per_byte', 'parameters'):
     assert result[field] > 0, field
+  assert 0 < result['training_flops_causal'] < result['training_flops']
   for field in ('tokens_per_second', 'mfu_palm', 'seconds'):
     assert result['speed'][field] > 0, field
   config = json.loads((trained / 'config.json').read_text())

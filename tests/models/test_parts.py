@@ -13,7 +13,7 @@ from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
 from gpt_jax.models.lora import Lora
 from gpt_jax.models.masks import Band, Causal, Prefix
-from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, part, to_config
+from gpt_jax.models.parts import ARGUMENTS, PARTS, from_config, kernels_of, part, to_config
 from gpt_jax.models.positions import (
   Alibi,
   FalconAlibi,
@@ -151,6 +151,10 @@ def test_fields_replace_those_of_the_family():
   [
     ({'family': 'gpt2_smal'}, "config.model.family = 'gpt2_smal' is unknown; did you mean 'gpt2_small'?"),
     ({'family': 'gpt2_small', 'num_layer': 3}, "config.model.num_layer is unknown; did you mean 'num_layers'?"),
+    (
+      {'family': 'gpt2_small', 'attention_kernel': 'splsh'},
+      "config.model.attention_kernel = 'splsh' is unknown; did you mean 'splash'?",
+    ),
     ({'family': 'gpt2_small', 'remat': 'dot'}, "config.model.remat = 'dot' is unknown; did you mean 'dots'?"),
     ({'family': 'gpt2_small', 'num_kv_heads': 5}, 'config.model: num_heads = 12 must be a multiple of 5'),
     ({'family': 'gpt2_small', 'num_layers': 0}, 'config.model: num_layers = 0'),
@@ -161,3 +165,12 @@ def test_bad_fields_are_refused(model, message):
   with pytest.raises(UserError) as error:
     from_config(model)
   assert str(error.value).startswith(message)
+
+
+def test_kernels_of_a_model_are_said_by_pattern():
+  fields = {'attention': 'dense, banded(8)', 'num_layers': 2}
+  config = from_config({'family': 'llama2_7b', **fields})
+  assert kernels_of(config, 1, 64) == ['dense: plain (scores are few)', 'banded(width=8): plain (scores are few)']
+  assert kernels_of(config, 1, 1024)[0] == 'dense: chunked (rows are long)'
+  dropped = from_config({'family': 'llama2_7b', **fields, 'attention_dropout': 0.1, 'attention_kernel': 'splash'})
+  assert kernels_of(dropped, 1, 1024)[0].endswith('not splash, as attention weights are dropped)')
