@@ -154,7 +154,8 @@ class Banded(Pattern):
   """Every query weighs the `width` nearest keys: time and memory grow with T * width (GPT-3's locally banded layers).
 
   The row is cut in blocks of `width`; the queries of a block can see only the block before, their own and, under a mask
-  that looks ahead, the one after. So each block is a small dense attention of its own, under the same mask.
+  that looks ahead, the one after. So each block is a small dense attention of its own, under the same mask. In chunks,
+  the keys of a chunk of queries are a window instead, as long as the mask reaches.
   """
 
   width: int
