@@ -5,7 +5,7 @@
 Forward, and forward and backward, of one row of 4 heads of 64 in float32: dense with all scores at once (`whole`: of
 every query and every key; `dense`: as the plain kernel cuts rows in halves), in chunks, and the sparse patterns as they
 are computed here. Peak memory is what XLA allots besides inputs. Growth is the exponent of a power law fitted over
-lengths. On a GPU, in bfloat16, cuDNN's kernel as well, and beside them what torch has for the same masks.
+lengths. On a GPU, in bfloat16, cuDNN's kernel as well.
 """
 
 import argparse

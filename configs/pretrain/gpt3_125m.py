@@ -1,9 +1,9 @@
 """GPT-3's smallest model, dense and locally banded layers in turn.
 
-Paper     Brown et al. 2020, table 2.1 and appendix B: 300B tokens in batches of 0.5M, rows of 2,048; Adam, learning rate
-          6e-4, warm-up over 375M tokens, cosine to 10% over 260B; the batch grows from 32K over the first 4B. Which
-          layers are banded, and how wide, is not published: families.GPT3_BAND is a choice, --config.model.attention
-          another. The text is not public: OpenWebText stands in
+Paper     Brown et al. 2020, table 2.1 and appendix B: 300B tokens in batches of 0.5M, rows of 2,048; Adam, learning
+          rate 6e-4, warm-up over 375M tokens, cosine to 10% over 260B; the batch grows from 32K over the first 4B.
+          Which layers are banded, and how wide, is not published: families.GPT3_BAND is a choice, another is made by
+          --config.model.attention. The text is not public: OpenWebText stands in
 Command   python -m experiments.pretrain --config=configs/pretrain/gpt3_125m.py --workdir=runs/gpt3_125m
 Result    not run yet
 """
