@@ -486,7 +486,9 @@ class Job:
     if self.biased:
       return 'scores have a bias'
     if kernel == 'cudnn':
-      return None if self.dtype in {'bfloat16', 'float16'} and self.width % 8 == 0 else f'it has no {self.dtype}'
+      if self.dtype not in {'bfloat16', 'float16'}:
+        return f'it has no {self.dtype}'
+      return f'heads of {self.width} are no multiple of 8' if self.width % 8 else None
     if not self.mask.of_order:
       return 'the mask asks about more than order'
     return f'{self.queries} is no multiple of 128' if self.queries % 128 else None

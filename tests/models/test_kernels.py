@@ -213,6 +213,7 @@ CHOICES = {  # what is asked, kernel, device, what is taken
   'one token reads a cache': ({'queries': 1}, 'auto', 'cpu', 'plain'),
   'a GPU': ({}, 'auto', 'gpu', 'cudnn'),
   'float32 on a GPU': ({'dtype': 'float32'}, 'auto', 'gpu', 'plain'),
+  'odd heads on a GPU': ({'width': 12}, 'auto', 'gpu', 'plain'),
   'many float32 on a GPU': ({'dtype': 'float32', 'rows': 128}, 'auto', 'gpu', 'chunked'),
   'a bias on a GPU': ({'biased': True}, 'auto', 'gpu', 'plain'),
   'a TPU': ({}, 'auto', 'tpu', 'splash'),
