@@ -272,6 +272,11 @@ def _reordered(cache: Cache, parents: Int[Array, 'B W'], first: Int[Array, 'M'],
   among = lambda layer: layer.at[of_rows, heads(layer), slots].get(
     mode='promise_in_bounds', wrap_negative_indices=False
   )
-  move = lambda layer: written(layer, among(layer), first, axis=2)
+
+  def move(layer: jax.Array) -> jax.Array:
+    if layer.shape[2] < cache.layout.order.shape[1]:  # a ring: all of it
+      return layer[of_rows[:, 0, 0]]
+    return written(layer, among(layer), first, axis=2)
+
   layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
   return dataclasses.replace(cache, layers=layers)

@@ -11,6 +11,7 @@ from gpt_jax.decoding.generate import Completion, Prompt, Request, write
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import Manner, State, empty, grown, padded, row_keys, unstacked
 from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.transformer import SPARE
 from gpt_jax.types import Params
 
 LEAST_ROOM = 512
@@ -87,7 +88,9 @@ class Conversation:
     if any(pattern.mask.looks_ahead for pattern in self.model.config.attention):
       return 0
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._read, text[:-1], strict=False))
-    return sum(1 for _ in same)
+    known = sum(1 for _ in same)
+    forgotten = any(pattern.kept is not None for pattern in self.model.config.attention)
+    return 0 if forgotten and len(self._read) - known > SPARE // 2 else known
 
   def _with_room(self, needed: int) -> State:
     held = 0 if self._state is None else self._state.text.shape[1]

@@ -14,7 +14,7 @@ from gpt_jax.decoding.sampling import Sampling, Seen
 from gpt_jax.decoding.tree import Tree, chain
 from gpt_jax.models.attention import Cache, written
 from gpt_jax.models.heads import LanguageModel, Medusa
-from gpt_jax.models.transformer import empty_cache
+from gpt_jax.models.transformer import SPARE, empty_cache
 from gpt_jax.types import Layout, Params, UserError
 
 
@@ -210,7 +210,7 @@ class ModelDraft:
       raise UserError(f'the draft has {positions.length} learned positions, but a text may have {length} tokens')
 
   def empty(self, rows: int, length: int) -> Cache:
-    return empty_cache(self.model.config, rows, length)
+    return empty_cache(self.model.config, rows, length, max(SPARE, 2 * self.length + 4))
 
   def read(
     self, state: Cache, tokens: Int[Array, 'B T'], start: Int[Array, 'B'], count: Int[Array, 'B'], last: Any

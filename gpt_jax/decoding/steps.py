@@ -16,9 +16,9 @@ from gpt_jax.decoding.drafts import Draft, Text, node_layout, prompt_layout
 from gpt_jax.decoding.sampling import Sampling, Seen
 from gpt_jax.decoding.tree import Tree
 from gpt_jax.models import masks
-from gpt_jax.models.attention import Cache, KeyValues, written
+from gpt_jax.models.attention import Cache, written
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.transformer import empty_cache, unstack
+from gpt_jax.models.transformer import SPARE, empty_cache, unstack
 from gpt_jax.types import Layout, Params
 
 Tokens = Int[np.ndarray, '_']
@@ -97,8 +97,9 @@ def empty(model: LanguageModel, draft: Draft, rows: int, length: int) -> State:
   keys = jnp.broadcast_to(jax.random.key(0), rows)
   text = jnp.zeros((rows, length), jnp.int32)
   return State(
-    empty_cache(model.config, rows, length), text, keys, zeros, zeros.astype(bool), draft.empty(rows, length)
-  )
+    empty_cache(model.config, rows, length, max(SPARE, 2 * len(draft.tree))),
+    text, keys, zeros, zeros.astype(bool), draft.empty(rows, length),
+  )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -266,11 +267,7 @@ def _moved(before: Cache, cache: Cache, path: Int[Array, 'B T']) -> Cache:
   """The cache with the nodes of a path where a text's next tokens stand, instead of the whole tree."""
   at = before.length
   slots = at[:, None] + path
-
-  def move(layer: jax.Array) -> jax.Array:
-    return written(layer, jnp.take_along_axis(layer, slots[:, None, :, None], axis=2), at, axis=2)
-
-  layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
+  layers = tuple(layer.moved(slots, at, cache.layout) for layer in cache.layers)
   # They stand in the layout as the nodes do: the first of the path at the root's place.
   layout = jax.tree.map(
     lambda old, new: written(old, jnp.take_along_axis(new, slots, axis=1), at),

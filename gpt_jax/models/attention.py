@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from flax import struct
@@ -98,6 +99,12 @@ class Pattern:
   def seen(self) -> masks.Mask | None:
     """All that a query may see as one mask, segments apart; None: there are several, or parts that are joined."""
     return None
+
+  @property
+  def kept(self) -> int | None:
+    """Keys that a cache must keep, the last of a text, for whoever comes to see what it may; None: all."""
+    back = math.inf if self.seen is None else self.seen.reach[0]
+    return None if math.isinf(back) else int(back) + 1
 
   def job(self, query: Any, key: Any, bias: Bias | None = None, drop: Drop | None = None) -> Job:
     """What is asked of a kernel, by arrays [B, T, N, H] and [B, S, K, H] or their shapes."""
@@ -356,13 +363,74 @@ class KeyValues:
   key: Float[Array, '... B K S H']
   value: Float[Array, '... B K S H']
 
-  def write(self, at: Int[Array, 'B'], key: Float[Array, 'B T K H'], value: Float[Array, 'B T K H']) -> 'KeyValues':
-    put = lambda old, new: written(old, new.swapaxes(1, 2), at, axis=2)
-    return KeyValues(put(self.key, key), put(self.value, value))
+  @property
+  def slots(self) -> int:
+    return self.key.shape[-2]
 
-  def read(self) -> tuple[Float[Array, 'B S K H'], Float[Array, 'B S K H']]:
+  def extended(
+    self,
+    at: Int[Array, 'B'],
+    key: Float[Array, 'B T K H'],
+    value: Float[Array, 'B T K H'],
+    queries: Layout,
+    text: Layout,
+    pattern: Pattern,
+  ) -> tuple['KeyValues', Float[Array, 'B S K H'], Float[Array, 'B S K H'], Layout]:
+    """One layer with new tokens at `at` and after; and what they are compared with, keys, values and their layout.
+
+    `text` is the layout of all, the new ones among them. A layer that has fewer slots than the text is a ring: the
+    token at place p is in slot p % slots, over the one that no query can see any more. So many tokens that they would
+    take each other's window away are compared with what was held before and with themselves, and the last are kept.
+    """
+    new = KeyValues(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    count = key.shape[1]
+    if self.slots == text.order.shape[1]:
+      held = jax.tree.map(lambda old, new: written(old, new, at, axis=2), self, new)
+      return held, *held._read(), text
+    assert pattern.kept is not None
+    if count <= (self.slots - pattern.kept) // 2:
+      held = self.put(new, at, jnp.full_like(at, count))
+      return held, *held._read(), _in_slots(text, at + count, self.slots)
+    before = _in_slots(text, at, self.slots)
+    both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=2), self, new)
+    layout = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), before, queries)
+    return self.put(new, at, jnp.sum(queries.segment > 0, axis=1)), *both._read(), layout
+
+  def moved(self, places: Int[Array, 'B T'], at: Int[Array, 'B'], text: Layout) -> 'KeyValues':
+    """One layer in which what stands at these places of the text stands at `at` and after."""
+    index = (places % self.slots)[:, None, :, None]
+    new = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=2), self)
+    if self.slots < text.order.shape[1]:
+      return self.put(new, at, jnp.full_like(at, places.shape[1]))
+    return jax.tree.map(lambda old, new: written(old, new, at, axis=2), self, new)
+
+  def put(self, new: 'KeyValues', at: Int[Array, 'B'], count: Int[Array, 'B']) -> 'KeyValues':
+    """A ring with the first `count` of new tokens at `at` and after, or as many of the last of them as it holds."""
+    if new.slots == 1:
+      return jax.tree.map(lambda old, one: written(old, one, at % self.slots, axis=2), self, new)
+    from_new = _newest(at + count, self.slots) - at[:, None]
+    index = jnp.maximum(from_new, 0)[:, None, :, None]
+    place = lambda old, new: jnp.where(
+      from_new[:, None, :, None] < 0, old, jnp.take_along_axis(new.astype(old.dtype), index, axis=2)
+    )
+    return jax.tree.map(place, self, new)
+
+  def _read(self) -> tuple[Float[Array, 'B S K H'], Float[Array, 'B S K H']]:
     """Keys and values of one layer as attention takes them."""
     return self.key.swapaxes(1, 2), self.value.swapaxes(1, 2)
+
+
+def _newest(end: Int[Array, 'B'], slots: int) -> Int[Array, 'B S']:
+  """The place of the last token before `end` that belongs in each slot of a ring; below 0 where there was none."""
+  last = end[:, None] - 1
+  return last - (last - jnp.arange(slots)) % slots
+
+
+def _in_slots(text: Layout, end: Int[Array, 'B'], slots: int) -> Layout:
+  """The layout of a ring that has read a text up to `end`."""
+  places = _newest(end, slots)
+  found = jax.tree.map(lambda x: jnp.take_along_axis(x, jnp.maximum(places, 0), axis=1), text)
+  return dataclasses.replace(found, segment=jnp.where(places < 0, 0, found.segment))
 
 
 @struct.dataclass

@@ -28,6 +28,10 @@ REMAT = {
 """What the backward pass keeps of a layer, by name; a config's None keeps everything."""
 
 
+SPARE = 128
+"""Slots of a ring beyond what its pattern sees."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
   """A model: numbers, and parts that are values with behaviour."""
@@ -124,8 +128,7 @@ class Attention(nn.Module):
     if turn is not None:
       query, key = turn(query), turn(key)
     if read is not None:
-      read = read.write(at, key, value)
-      key, value = read.read()
+      read, key, value, keys = read.extended(at, key, value, queries, keys, self.pattern)
     drop = _dropout(cfg.attention_dropout)
     out = self.pattern(query, key, value, queries, keys, cfg.score_bias, drop, cfg.attention_kernel)
     return cfg.linear(cfg.model_dim, contracted=2, name='out')(out), read
@@ -242,13 +245,22 @@ class Transformer(nn.Module):
     return x, written
 
 
-def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
-  """A cache for `length` tokens of `batch` rows, with nothing read."""
-  stack, number = ((config.periods,), len(config.attention)) if config.stacked else ((), config.num_layers)
-  shape = (*stack, batch, config.num_kv_heads, length, config.head_width)
-  empty = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+def empty_cache(config: TransformerConfig, batch: int, length: int, spare: int = SPARE) -> Cache:
+  """A cache for `length` tokens of `batch` rows, with nothing read.
+
+  A layer whose pattern sees no more than the last tokens keeps those and `spare` slots, a ring: half as many may be
+  read at once and forgotten again (`Cache.rewound`).
+  """
+  stack, number = ((config.periods,), 1) if config.stacked else ((), config.periods)
+
+  def empty(pattern: Pattern) -> KeyValues:
+    slots = length if pattern.kept is None else min(length, pattern.kept + spare)
+    shape = (*stack, batch, config.num_kv_heads, slots, config.head_width)
+    return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
   zeros = jnp.zeros((batch, length), jnp.int32)
-  return Cache((empty,) * number, Layout(zeros, zeros, zeros, zeros, zeros.astype(bool)), jnp.zeros(batch, jnp.int32))
+  layout = Layout(zeros, zeros, zeros, zeros, zeros.astype(bool))
+  return Cache(tuple(map(empty, config.attention * number)), layout, jnp.zeros(batch, jnp.int32))
 
 
 def unstack(params: Params) -> Params:
