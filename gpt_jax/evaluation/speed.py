@@ -15,7 +15,7 @@ from gpt_jax.types import Params
 
 
 def cache_bytes(config: TransformerConfig) -> int:
-  """Bytes of keys and values that one token adds to the cache: 2 L K H numbers."""
+  """Bytes of keys and values that one token adds to the cache, 2 L K H numbers, until the ring of a band is full."""
   cache = jax.eval_shape(lambda: empty_cache(config, 1, 1))
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))
 

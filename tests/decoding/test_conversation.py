@@ -55,13 +55,15 @@ def test_turns_are_written_as_if_read_anew(parts, reads):
   assert reads == ([9, 17, 46, 48] if parts == 'prefix' else [9, 4, 21, 2])
 
 
-def test_a_text_that_was_changed_is_read_from_the_change_on(reads):
-  config = LONGER['rotary, grouped queries']
+@pytest.mark.parametrize(('parts', 'read'), [('rotary, grouped queries', [6, 2, 1, 1, 1]), ('banded', [6, 6, 3, 3, 1])])
+def test_a_text_that_was_changed_is_read_from_the_change_on(parts, read, reads):
+  """From its beginning where a band has forgotten what it would have to see again."""
+  config = LONGER[parts]
   conversation, text = Conversation(*build(config)), [3, 1, 4, 1, 5, 9]
   text += written(conversation, text, 8)
   for changed in ([*text[:4], 20, 21], text[:3], text[:3], [8]):
     assert written(conversation, changed, 6) == anew(config, changed, 6)
-  assert reads == [6, 2, 1, 1, 1]
+  assert reads == read
 
 
 def test_what_was_drawn_beyond_a_stop_string_is_forgotten(reads):

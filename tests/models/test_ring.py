@@ -38,8 +38,10 @@ def built(attention, stacked):
   return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int))
 
 
-@pytest.mark.parametrize('stacked', [True, False])
-@pytest.mark.parametrize('case', MODELS)
+@pytest.mark.parametrize(
+  ('case', 'stacked'),
+  [('banded', True), ('dense, banded', False), pytest.param('banded, strided', True, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize('pieces', READ)
 def test_a_ring_reads_as_whole_rows_do(pieces, case, stacked):
   """Rows of a batch stand at different places, as each piece is padded behind a part of its own of it."""
