@@ -9,35 +9,20 @@ Result    not run yet
 """
 
 from configs.pretrain import base
-from gpt_jax.training.schedules import BatchRamp
-
-ROWS, CONTEXT = 256, 2048
-RAMP = {'first_rows': 16, 'ramp_tokens': 4_000_000_000}
-
-
-def steps(tokens: int) -> int:
-  """Of the growing batch, until so many tokens are read."""
-  ramp = BatchRamp(ROWS, CONTEXT, **RAMP)
-  low, high = 0, tokens // (RAMP['first_rows'] * CONTEXT) + 1
-  while low < high:
-    middle = (low + high) // 2
-    low, high = (low, middle) if ramp.start(middle) * CONTEXT >= tokens else (middle + 1, high)
-  return low
 
 
 def get_config():
   config = base.get_config()
-  config.num_steps = steps(300_000_000_000)
-  config.batch_size = ROWS
-  config.context = CONTEXT
+  config.num_steps = 597_129  # of the growing batch, for 300B tokens
+  config.batch_size = 256
+  config.context = 2048
   config.model.update({'family': 'gpt3_125m', 'dtype': 'bfloat16'})
   config.data.source = 'hf:Skylion007/openwebtext'
   config.data.held_out = 0.01
   config.loss.chunk = 256
-  config.batch_ramp.update(RAMP)
-  config.optimizer.update(
-    {'learning_rate': 6e-4, 'warmup_steps': steps(375_000_000), 'decay_steps': steps(260_000_000_000)}
-  )
+  config.batch_ramp.update({'first_rows': 16, 'ramp_tokens': 4_000_000_000})
+  # After 375M tokens, and after 260B.
+  config.optimizer.update({'learning_rate': 6e-4, 'warmup_steps': 9792, 'decay_steps': 520_835})
   config.eval_every = 1000
   config.checkpoint_every = 1000
   return config
