@@ -118,7 +118,7 @@ def run(
   loss_fn = without_frozen(loss_fn, config['optimizer'])
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
-  with jax.set_mesh(placement.mesh), _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
+  with _named(placement.mesh), _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
     if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
       with log.paused():
         evaluate(start, state)
@@ -128,6 +128,12 @@ def run(
     plot(workdir, log.lines)
     write_json(workdir / 'result.json', _result(log, best, flops_per_token, state.params, summary(_best_of(state))))
   return state
+
+
+def _named(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
+  """The mesh where a model asks for it, as it cuts rows or calls a TPU's kernel; else XLA does all of itself."""
+  asked = mesh.shape['sequence'] > 1 or (mesh.size > 1 and jax.default_backend() == 'tpu')
+  return jax.set_mesh(mesh) if asked else contextlib.nullcontext()
 
 
 def _begin(
