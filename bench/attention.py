@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.models.attention import Banded, Dense, Fixed, Strided
-from gpt_jax.models.kernels import softmax_attention
 from gpt_jax.models.masks import Causal, SameSegment
+from gpt_jax.models.softmax import softmax_attention
 from gpt_jax.types import left_to_right
 
 HEADS, WIDTH = 4, 64
@@ -84,7 +84,7 @@ def seconds(program, given):
 
 def growth(values):
   """The exponent of length in a power law through {length: value}."""
-  return float(np.polyfit(np.log(list(values)), np.log([max(value, 1e-9) for value in values.values()]), 1)[0])
+  return float(np.polyfit(np.log(list(values)), np.log(list(values.values())), 1)[0])
 
 
 def main():
@@ -92,51 +92,49 @@ def main():
   parser.add_argument('--quick', action='store_true', help='rows of up to 4,096 tokens, one round')
   quick = parser.parse_args().quick
   lengths, rounds = (QUICK, 1) if quick else (LENGTHS, 5)
-  times, memory = {}, {}
+  kinds = ('forward', 'training')
+  times, memory = {}, {}  # of a form and a kind, by length
   for length in lengths:
     programs = {
       name: compiled(attend, length)
       for name, attend in forms().items()
       if length <= LONGEST_PLAIN or name not in {'whole', 'dense'}
     }
-    found = {(name, way): [] for name in programs for way in (0, 1)}
+    found = {(name, kind): [] for name in programs for kind in kinds}
     for _ in range(rounds):
       for name, (pair, given) in programs.items():
-        for way, program in enumerate(pair):
-          found[name, way].append(seconds(program, given))
+        for kind, program in zip(kinds, pair, strict=True):
+          found[name, kind].append(seconds(program, given))
     for name, (pair, _) in programs.items():
-      medians = [statistics.median(found[name, way]) for way in (0, 1)]
-      kept = [program.memory_analysis().temp_size_in_bytes for program in pair]
-      for way, kind in enumerate(('forward', 'training')):
-        times.setdefault((name, kind), {})[length] = medians[way]
-        memory.setdefault((name, kind), {})[length] = kept[way]
-      shown = ', '.join(
-        f'{kind} {1e3 * s:.1f} ms {m / 2**20:.0f} MiB'
-        for kind, s, m in zip(('forward', 'forward and backward'), medians, kept, strict=True)
-      )
-      print(f'{length:6} {name:17} {shown}', flush=True)
-  print('growth with length      forward: time, memory   training: time, memory')
+      shown = []
+      for kind, program in zip(kinds, pair, strict=True):
+        taken, kept = statistics.median(found[name, kind]), program.memory_analysis().temp_size_in_bytes
+        times.setdefault((name, kind), {})[length], memory.setdefault((name, kind), {})[length] = taken, kept
+        shown.append(f'{kind} {1e3 * taken:.1f} ms {kept / 2**20:.0f} MiB')
+      print(f'{length:6} {name:17} {", ".join(shown)}', flush=True)
+  print('growth with length   forward: time, memory   training: time, memory')
   exponents = {}
   for name in forms():
-    row = [growth(table[name, kind]) for kind in ('forward', 'training') for table in (times, memory)]
-    exponents[name] = dict(
-      zip(
-        ('forward_time', 'forward_memory', 'training_time', 'training_memory'), np.round(row, 2).tolist(), strict=True
-      )
-    )
-    print(f'{name:17}' + ''.join(f'{x:12.2f}' for x in row))
+    exponents[name] = {
+      f'{kind}_{what}': round(growth(table[name, kind]), 2)
+      for kind in kinds
+      for what, table in (('time', times), ('memory', memory))
+    }
+    print(f'{name:17}' + ''.join(f'{exponent:12.2f}' for exponent in exponents[name].values()))
   at = max(length for length in lengths if length <= LONGEST_PLAIN)
-  over = lambda slow, fast, kind: round(times[slow, kind][at] / times[fast, kind][at], 2)
-  figures = {
-    f'{name}_{at // 1024}k_{kind}_vs_{base}': over('whole' if base == 'dense' else base, name, kind)
-    for name in ('banded256', 'strided128', 'fixed128')
-    for kind in ('forward', 'training')
-    for base in ('dense', 'chunked')
-  }
-  figures |= {
-    f'chunked_{at // 1024}k_{kind}_vs_dense': over('whole', 'chunked', kind) for kind in ('forward', 'training')
-  }
-  figures |= {f'halved_{at // 1024}k_{kind}_vs_dense': over('whole', 'dense', kind) for kind in ('forward', 'training')}
+  figures = {}
+  for kind in kinds:
+    speed_up = lambda name, base, kind=kind: round(times[base, kind][at] / times[name, kind][at], 2)
+    title = f'{at // 1024}k_{kind}_vs'
+    for name in ('banded256', 'strided128', 'fixed128'):
+      figures |= {
+        f'{name}_{title}_dense': speed_up(name, 'whole'),
+        f'{name}_{title}_chunked': speed_up(name, 'chunked'),
+      }
+    figures |= {
+      f'chunked_{title}_dense': speed_up('chunked', 'whole'),
+      f'halved_{title}_dense': speed_up('dense', 'whole'),
+    }
   print(json.dumps({**figures, 'growth': exponents, 'device': jax.devices()[0].device_kind}))
 
 

@@ -8,21 +8,17 @@ Command   python -m experiments.pretrain --config=configs/pretrain/gpt3_125m.py 
 Result    not run yet
 """
 
-from configs.pretrain import base
+from configs.pretrain import gpt2_small
 
 
 def get_config():
-  config = base.get_config()
+  config = gpt2_small.get_config()
   config.num_steps = 597_129  # of the growing batch, for 300B tokens
   config.batch_size = 256
+  config.microbatches = 1
   config.context = 2048
-  config.model.update({'family': 'gpt3_125m', 'dtype': 'bfloat16'})
-  config.data.source = 'hf:Skylion007/openwebtext'
-  config.data.held_out = 0.01
-  config.loss.chunk = 256
+  config.model.family = 'gpt3_125m'
   config.batch_ramp.update({'first_rows': 16, 'ramp_tokens': 4_000_000_000})
   # After 375M tokens, and after 260B.
-  config.optimizer.update({'learning_rate': 6e-4, 'warmup_steps': 9792, 'decay_steps': 520_835})
-  config.eval_every = 1000
-  config.checkpoint_every = 1000
+  config.optimizer.update({'warmup_steps': 9792, 'decay_steps': 520_835})
   return config

@@ -16,7 +16,7 @@ from gpt_jax.decoding.drafts import Alone, node_layout
 from gpt_jax.decoding.generate import Finish, Prompt, Request
 from gpt_jax.decoding.sampling import Processor, Sampling, Seen
 from gpt_jax.decoding.steps import Manner, State, Tokens, bucket, empty, padded, prefill, repeated, unstacked
-from gpt_jax.models.attention import Cache, KeyValues, written
+from gpt_jax.models.caches import Cache, KeyValues, written
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.types import Params, UserError
 
@@ -273,10 +273,10 @@ def _reordered(cache: Cache, parents: Int[Array, 'B W'], first: Int[Array, 'M'],
     mode='promise_in_bounds', wrap_negative_indices=False
   )
 
-  def move(layer: jax.Array) -> jax.Array:
-    if layer.shape[2] < cache.layout.order.shape[1]:  # a ring: all of it
-      return layer[of_rows[:, 0, 0]]
-    return written(layer, among(layer), first, axis=2)
+  def move(layer: KeyValues) -> KeyValues:
+    if layer.is_ring(cache.layout):  # of which no part is the prompt's
+      return jax.tree.map(lambda x: x[of_rows[:, 0, 0]], layer)
+    return jax.tree.map(lambda x: written(x, among(x), first, axis=2), layer)
 
-  layers = tuple(KeyValues(move(layer.key), move(layer.value)) for layer in cache.layers)
+  layers = tuple(map(move, cache.layers))
   return dataclasses.replace(cache, layers=layers)

@@ -10,8 +10,8 @@ from gpt_jax.decoding.drafts import Alone, Draft
 from gpt_jax.decoding.generate import Completion, Prompt, Request, write
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import Manner, State, empty, grown, padded, row_keys, unstacked
+from gpt_jax.models.caches import SPARE
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.transformer import SPARE
 from gpt_jax.types import Params
 
 LEAST_ROOM = 512

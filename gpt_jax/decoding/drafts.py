@@ -12,9 +12,9 @@ import numpy as np
 
 from gpt_jax.decoding.sampling import Sampling, Seen
 from gpt_jax.decoding.tree import Tree, chain
-from gpt_jax.models.attention import Cache, written
+from gpt_jax.models.caches import SPARE, Cache, written
 from gpt_jax.models.heads import LanguageModel, Medusa
-from gpt_jax.models.transformer import SPARE, empty_cache
+from gpt_jax.models.transformer import empty_cache
 from gpt_jax.types import Layout, Params, UserError
 
 

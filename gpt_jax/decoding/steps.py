@@ -16,9 +16,9 @@ from gpt_jax.decoding.drafts import Draft, Text, node_layout, prompt_layout
 from gpt_jax.decoding.sampling import Sampling, Seen
 from gpt_jax.decoding.tree import Tree
 from gpt_jax.models import masks
-from gpt_jax.models.attention import Cache, written
+from gpt_jax.models.caches import SPARE, Cache, written
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.models.transformer import SPARE, empty_cache, unstack
+from gpt_jax.models.transformer import empty_cache, unstack
 from gpt_jax.types import Layout, Params
 
 Tokens = Int[np.ndarray, '_']

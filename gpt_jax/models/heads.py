@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.models.attention import Cache
+from gpt_jax.models.caches import Cache
 from gpt_jax.models.layers import affine, unembed
 from gpt_jax.models.quantization import Quantization, product
 from gpt_jax.models.transformer import Transformer, TransformerConfig

@@ -41,40 +41,36 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Both(Mask):
-  """What two masks both allow."""
+class Joined(Mask):
+  """Two masks as one."""
 
   left: Mask
   right: Mask
 
   @property
-  def reach(self) -> Reach:  # type: ignore[override]
-    (back, ahead), (others_back, others_ahead) = self.left.reach, self.right.reach
-    return min(back, others_back), min(ahead, others_ahead)
-
-  @property
   def of_order(self) -> bool:  # type: ignore[override]
     return self.left.of_order and self.right.of_order
+
+
+class Both(Joined):
+  """What two masks both allow."""
+
+  @property
+  def reach(self) -> Reach:  # type: ignore[override]
+    back, ahead = map(min, self.left.reach, self.right.reach)
+    return back, ahead
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return self.left(queries, keys) & self.right(queries, keys)
 
 
-@dataclasses.dataclass(frozen=True)
-class Either(Mask):
+class Either(Joined):
   """What one of two masks allows."""
-
-  left: Mask
-  right: Mask
 
   @property
   def reach(self) -> Reach:  # type: ignore[override]
-    (back, ahead), (others_back, others_ahead) = self.left.reach, self.right.reach
-    return max(back, others_back), max(ahead, others_ahead)
-
-  @property
-  def of_order(self) -> bool:  # type: ignore[override]
-    return self.left.of_order and self.right.of_order
+    back, ahead = map(max, self.left.reach, self.right.reach)
+    return back, ahead
 
   def __call__(self, queries: Layout, keys: Layout) -> Bool[Array | np.ndarray, 'B T S']:
     return self.left(queries, keys) | self.right(queries, keys)

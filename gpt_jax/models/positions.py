@@ -49,8 +49,19 @@ def _looked_up(table: Float[Array, 'L D'], places: Int[Array | np.ndarray, 'B T'
 # ---- turning queries and keys --------------------------------------------------------------------------------------
 
 
+class Scaling:
+  """Other frequencies, for rows longer than those of pretraining."""
+
+  magnitude: float = 1.0
+  """What turned queries and keys are multiplied with."""
+
+  def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
+    """Radians a place, one for each pair, of those without scaling and their base."""
+    raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class LinearScaling:
+class LinearScaling(Scaling):
   """Positions divided by `factor` (Chen et al. 2023, position interpolation)."""
 
   factor: float
@@ -60,7 +71,7 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class NtkScaling:
+class NtkScaling(Scaling):
   """The base grows so that the slowest pair is stretched by `factor` and the fastest not at all ("NTK-aware")."""
 
   factor: float
@@ -72,7 +83,7 @@ class NtkScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3Scaling:
+class Llama3Scaling(Scaling):
   """Slow pairs are divided by `factor`, fast ones kept, those between blended (LLaMA-3.1)."""
 
   factor: float = 8.0
@@ -88,7 +99,7 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class YarnScaling:
+class YarnScaling(Scaling):
   """Slow pairs are divided by `factor`, fast ones kept, those between blended, and queries and keys grow (YaRN).
 
   Peng et al. 2023, section 3: a pair is fast that turns `fast` times or more in `original_length` places, and slow that
@@ -104,7 +115,7 @@ class YarnScaling:
   """What queries and keys are multiplied with; None: 0.1 ln(factor) + 1, the root of equation 22's 1 / t."""
 
   @property
-  def magnitude(self) -> float:
+  def magnitude(self) -> float:  # type: ignore[override]
     return max(0.1 * math.log(self.factor) + 1, 1.0) if self.attention_factor is None else self.attention_factor
 
   def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
@@ -116,16 +127,13 @@ class YarnScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairScaling:
+class PairScaling(Scaling):
   """Each pair is slowed by a divisor of its own: any other scaling, once it is computed (GGUF files)."""
 
   divisors: tuple[float, ...]
 
   def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
     return frequencies / np.array(self.divisors)
-
-
-Scaling = LinearScaling | NtkScaling | Llama3Scaling | YarnScaling | PairScaling
 
 
 @struct.dataclass
@@ -164,8 +172,9 @@ class Rotary:
     return frequencies if self.scaling is None else self.scaling(frequencies, self.theta)
 
   def __call__(self, layout: Layout, head_dim: int) -> Turn:
-    magnitude = self.scaling.magnitude if isinstance(self.scaling, YarnScaling) else 1.0
-    return _turn((layout.position,), self.frequencies(head_dim), magnitude)
+    return _turn(
+      (layout.position,), self.frequencies(head_dim), 1.0 if self.scaling is None else self.scaling.magnitude
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.models.attention import Cache, Dense, KeyValues, Pattern
+from gpt_jax.models.attention import Dense, Pattern
+from gpt_jax.models.caches import SPARE, Cache, KeyValues
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
 from gpt_jax.models.lora import Lora
@@ -26,10 +27,6 @@ REMAT = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """What the backward pass keeps of a layer, by name; a config's None keeps everything."""
-
-
-SPARE = 128
-"""Slots of a ring beyond what its pattern sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Attention(nn.Module):
     if turn is not None:
       query, key = turn(query), turn(key)
     if read is not None:
-      read, key, value, keys = read.extended(at, key, value, queries, keys, self.pattern)
+      read, key, value, keys = read.extended(at, key, value, queries, keys, self.pattern.kept)
     drop = _dropout(cfg.attention_dropout)
     out = self.pattern(query, key, value, queries, keys, cfg.score_bias, drop, cfg.attention_kernel)
     return cfg.linear(cfg.model_dim, contracted=2, name='out')(out), read

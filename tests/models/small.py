@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.models.attention import Banded, Cache
+from gpt_jax.models.attention import Banded
+from gpt_jax.models.caches import Cache
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import TransformerConfig

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, Fixed, Strided, softmax_attention
+from gpt_jax.models.attention import LEAST_HALVED, Banded, Dense, Fixed, Strided
 from gpt_jax.models.masks import Band, Causal, Mask, Prefix, SameSegment
 from gpt_jax.models.positions import Alibi, FalconAlibi
+from gpt_jax.models.softmax import softmax_attention
 from gpt_jax.types import left_to_right
 from tests.models.layouts import random_layout
 

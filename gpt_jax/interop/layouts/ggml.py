@@ -26,7 +26,7 @@ from gpt_jax.interop.layouts.table import (
 )
 from gpt_jax.models.initialization import Normal
 from gpt_jax.models.parts import PARTS
-from gpt_jax.models.positions import Learned, LinearScaling, PairScaling, Rotary, Scaling, YarnScaling
+from gpt_jax.models.positions import Learned, LinearScaling, PairScaling, Rotary, Scaling
 from gpt_jax.models.residual import PreNorm
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import UserError
@@ -156,7 +156,7 @@ def by_pair(config: TransformerConfig) -> TransformerConfig:
   rotation = config.rotation
   if not isinstance(rotation, Rotary) or isinstance(rotation.scaling, LinearScaling | PairScaling | None):
     return config
-  if isinstance(rotation.scaling, YarnScaling):
+  if rotation.scaling.magnitude != 1:
     raise UserError(
       'config.model.rotation: a GGUF file cannot say how YaRN makes queries and keys grow; save safetensors'
     )

@@ -92,24 +92,44 @@ def only(config: Json, **needed: Any) -> None:
       raise UserError(f'config.json: {field} = {config[field]!r} is not supported, only {value!r}')
 
 
+ROPE: Mapping[str, tuple[type[Scaling], Mapping[str, str]]] = {
+  'linear': (LinearScaling, {'factor': 'factor'}),
+  'llama3': (
+    Llama3Scaling,
+    {
+      'factor': 'factor',
+      'low_frequency_factor': 'low_freq_factor',
+      'high_frequency_factor': 'high_freq_factor',
+      'original_length': 'original_max_position_embeddings',
+    },
+  ),
+  'yarn': (
+    YarnScaling,
+    {
+      'factor': 'factor',
+      'original_length': 'original_max_position_embeddings',
+      'fast': 'beta_fast',
+      'slow': 'beta_slow',
+      'attention_factor': 'attention_factor',
+    },
+  ),
+}
+"""By rope_type, our scaling, and for each field of it the name of theirs."""
+
+_OPTIONAL = ('beta_fast', 'beta_slow', 'attention_factor')
+
+
 def rotary(config: Json, fraction: float = 1.0) -> Rotary:
   """transformers 5 puts all in rope_parameters, 4 in rope_theta and rope_scaling."""
   rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  scaling: Scaling | None = None
-  if kind == 'linear':
-    scaling = LinearScaling(rope['factor'])
-  elif kind == 'llama3':
-    scaling = Llama3Scaling(
-      rope['factor'], rope['low_freq_factor'], rope['high_freq_factor'], rope['original_max_position_embeddings']
-    )
-  elif kind == 'yarn':
+  scaling = None
+  if kind in ROPE:
     only(rope, truncate=True, mscale=None, mscale_all_dim=None)
-    length = rope.get('original_max_position_embeddings') or config['max_position_embeddings']
-    fast, slow = rope.get('beta_fast') or 32.0, rope.get('beta_slow') or 1.0
-    scaling = YarnScaling(rope['factor'], length, fast, slow, rope.get('attention_factor'))
+    make, names = ROPE[kind]
+    scaling = make(**{ours: rope[name] for ours, name in names.items() if name not in _OPTIONAL or rope.get(name)})
   elif kind != 'default':
-    raise UserError(f'config.json: rope_type = {kind!r} is not supported; known: default, linear, llama3, yarn')
+    raise UserError(f'config.json: rope_type = {kind!r} is not supported; known: default, {", ".join(ROPE)}')
   theta: float = rope.get('rope_theta') or config.get('rope_theta') or 10_000.0
   return Rotary(float(theta), fraction, scaling)
 
@@ -117,28 +137,12 @@ def rotary(config: Json, fraction: float = 1.0) -> Rotary:
 def rope_fields(config: TransformerConfig) -> dict[str, Any]:
   if not isinstance(config.rotation, Rotary):
     return {}
-  scaling = config.rotation.scaling
-  written: dict[str, Any] = {'rope_theta': config.rotation.theta, 'rope_scaling': None}
-  if isinstance(scaling, LinearScaling):
-    written['rope_scaling'] = {'rope_type': 'linear', 'factor': scaling.factor}
-  if isinstance(scaling, Llama3Scaling):
-    written['rope_scaling'] = {
-      'rope_type': 'llama3',
-      'factor': scaling.factor,
-      'low_freq_factor': scaling.low_frequency_factor,
-      'high_freq_factor': scaling.high_frequency_factor,
-      'original_max_position_embeddings': scaling.original_length,
-    }
-  if isinstance(scaling, YarnScaling):
-    written['rope_scaling'] = {
-      'rope_type': 'yarn',
-      'factor': scaling.factor,
-      'beta_fast': scaling.fast,
-      'beta_slow': scaling.slow,
-      'original_max_position_embeddings': scaling.original_length,
-      **({} if scaling.attention_factor is None else {'attention_factor': scaling.attention_factor}),
-    }
-  return written
+  scaling, written = config.rotation.scaling, None
+  for kind, (made, names) in ROPE.items():
+    if isinstance(scaling, made):
+      values = {name: getattr(scaling, ours) for ours, name in names.items()}
+      written = {'rope_type': kind, **{name: value for name, value in values.items() if value is not None}}
+  return {'rope_theta': config.rotation.theta, 'rope_scaling': written}
 
 
 def linear(theirs: str, *ours: str, bias: bool, form: Form = Transposed()) -> list[Entry]:
