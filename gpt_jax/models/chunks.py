@@ -42,14 +42,13 @@ class Chunks:
   def of(cls, length: int, others: int, reach: Reach) -> 'Chunks':
     """Of `length` queries and `others` keys; `reach` is a mask's, of two rows that are one."""
     back, ahead = reach
-    if back + ahead + 1 >= others:
-      back = math.inf
-    span = 0 if math.isinf(back + ahead) else int(back + ahead)
-    queries = min(CHUNK, _up(length, 64), max(64, _power_of_two(span // 2)) if span else CHUNK)
-    window = _up(queries + span, 64)
-    keys = window if span and window <= 2 * CHUNK else min(CHUNK, _up(others, 64))
+    window = back + ahead + 1 < others
+    span = int(back + ahead) if window else 0
+    queries = min(CHUNK, _up(length, 64), max(64, _power_of_two(span // 2)) if window else CHUNK)
+    whole = _up(queries + span, 64)
+    keys = whole if window and whole <= 2 * CHUNK else min(CHUNK, _up(others, 64))
     starts = np.arange(0, length, queries)
-    first, front = (starts, int(back)) if span else (0 * starts, 0)
+    first, front = (starts, int(back)) if window else (0 * starts, 0)
     ends = front + np.minimum(starts + queries + ahead, others)
     steps = np.maximum(-(-(ends - first) // keys), 0)
     return cls(queries, keys, front, tuple(first.astype(int).tolist()), tuple(steps.astype(int).tolist()))

@@ -107,6 +107,8 @@ def test_chunks_hold_every_key_in_reach(length, reach):
     start = cut.first[piece] - cut.front
     least, most = max(0, query - reach[0]), min(length - 1, query + reach[1])
     assert start <= least and most < start + cut.steps[piece] * cut.keys
+  if reach[0] < length / 2:  # and not many more
+    assert max(cut.steps) * cut.keys < cut.queries + sum(reach) + 64
 
 
 @pytest.mark.parametrize('pattern', [Dense(), Dense(Causal() | Prefix()), Banded(30), Strided(16), Fixed(32, 2)])

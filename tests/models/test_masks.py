@@ -92,6 +92,13 @@ def test_nobody_sees_beyond_a_masks_reach(name):
     assert not np.any(seen & ((distance < -back) | (distance > ahead)))
 
 
+def test_reach_of_joined_masks():
+  """Of what both allow the nearer, of what either allows the farther."""
+  inf = float('inf')
+  assert (Causal() & Band(5)).reach == (4, 0) and (Causal() | Band(5)).reach == (inf, 4)
+  assert (Causal() & Band(5) & Block(3)).reach == (2, 0) and (~Band(5)).reach == (inf, inf)
+
+
 def test_masks_are_values():
   assert Causal() & Band(3) == Causal() & Band(3) and Causal() & Band(3) != Causal() & Band(4)
   assert hash(Causal() | Prefix()) == hash(Causal() | Prefix())
