@@ -228,16 +228,16 @@ def _built(spec: str, kind: str, name: str, split: str, held_out: float | int) -
 def _tfds(spec: str, name: str) -> Any:
   import tensorflow_datasets as tfds
 
+  from gpt_jax.data.corpora import prepared
+
   try:
-    builder = tfds.builder(name, data_dir=str(cache.folder() / 'tfds'))
-    builder.download_and_prepare(file_format='array_record')
+    return prepared(tfds.builder(name, data_dir=str(cache.folder() / 'tfds')))
   except tfds.core.registered.DatasetNotFoundError as error:
     known = tfds.list_builders(with_community_datasets=False)
     raise UserError(f'source {spec!r} is not in TFDS; {nearest(name, known)}'[:300]) from error
   except Exception as error:  # a builder may fail in any way: no network, a missing package
     said = next(iter(str(error).splitlines()), type(error).__name__)
     raise UserError(f'source {spec!r}: TFDS could not prepare it ({said})') from error
-  return builder
 
 
 def _from_builder(spec: str, split: str, examples: Any, builder: Any, part: str) -> Documents:

