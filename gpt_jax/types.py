@@ -13,7 +13,8 @@ Params = Mapping[str, Any]
 """A nested dict of arrays."""
 
 Batch = Mapping[str, Any]
-"""A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional).
+"""A dict of arrays. Keys: tokens [B, T]; weights [B, T], 1 where the token is to be predicted; layout (optional);
+labels [B, T], what is to be predicted where that is not the token itself, as behind a blank (optional).
 
 Of rankings: tokens, layout and said [B, K, T], of K responses to one prompt, said 1 at their own tokens; weights and
 scores [B, K].

@@ -66,8 +66,9 @@ class Answers:
     """Tokens to be predicted in all rows."""
     return int(self._weights.sum())
 
-  def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
     """tokens and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
+    del step
     real = indices[:, None] >= 0
     each = (self._tokens, self._weights, self._position, self._segment)
     tokens, weights, position, segment = (np.where(real, array[indices], 0) for array in each)

@@ -114,6 +114,12 @@ class Subwords:
     finally:
       self.inner.encode_special_tokens = True
 
+  def with_special(self, names: Sequence[str]) -> 'Subwords':
+    """The same with tokens of these names behind its own, where it does not have them."""
+    inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+    inner.add_special_tokens(list(names))
+    return Subwords(inner, self._files)
+
   def _pieces(self, text: str | bytes) -> Iterator[str | list[int]]:
     """Valid text to encode, and token numbers of bytes that are not UTF-8."""
     if not self._byte_level:

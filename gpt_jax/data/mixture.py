@@ -55,7 +55,7 @@ def batches(
     places = slice_of_host(np.arange(start(step), start(step + 1)), host, hosts)
     numbers = np.array([order[place] for place in places], np.int64)
     owners = np.searchsorted(first, numbers, 'right') - 1
-    parts = [rows[k].batch(numbers[owners == k] - first[k]) for k in range(len(rows))]
+    parts = [rows[k].batch(numbers[owners == k] - first[k], step) for k in range(len(rows))]
     back = np.argsort(np.argsort(owners, kind='stable'))  # undoes the grouping by source
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[back], *parts)
 

@@ -64,11 +64,12 @@ class Ranked:
   def __len__(self) -> int:
     return len(self._tokens)
 
-  def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
     """tokens [B, K, T], their layout, and `said`, 1 at the tokens of responses; scores and weights [B, K].
 
     weights are 1 where there is a response; an index of -1 gives none.
     """
+    del step
     lengths = np.where(indices[:, None] >= 0, self._lengths[indices], 0)
     places = np.arange(self.context)
     real = places < lengths[..., None]

@@ -118,8 +118,11 @@ class Dataset(Protocol):
 
   def __len__(self) -> int: ...
 
-  def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
-    """tokens and weights [B, context + 1], and a layout or none; -1 gives a row of padding."""
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
+    """tokens and weights [B, context + 1], and a layout or none; -1 gives a row of padding.
+
+    `step`, of training, is what a row is drawn by that is another each time.
+    """
     ...
 
 
@@ -189,12 +192,13 @@ class Rows:
   def __len__(self) -> int:
     return self._length
 
-  def batch(self, indices: Integer[np.ndarray, 'B']) -> Batch:
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
     """tokens and weights [B, T + 1], what begins a row before them, and the layout if documents are separate.
 
     weights[:, 0] is 0, as no row predicts its first token: the sum of weights is the number of predictions. An index of
     -1 gives a row of padding.
     """
+    del step
     indices = indices[:, None].astype(np.int64)
     places = indices * self.stride + np.arange(self.context + 1)
     real = (indices >= 0) & (places < len(self.stream.tokens))

@@ -107,6 +107,19 @@ def _trained(size: int, sources: Sequence[str], held_out: float | int) -> Tokeni
   return load(folder)
 
 
+def with_special(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
+  """The same with tokens of these names behind its own; `encode` never yields them, `encode_special` does.
+
+  Raises:
+    UserError: a vocabulary that takes no more tokens.
+  """
+  if not isinstance(tokenizer, bpe.Subwords):
+    raise UserError(
+      f'the tokenizer can not take the tokens {", ".join(names)}: take one of subwords, such as bpe:4096 or gpt2'
+    )
+  return tokenizer.with_special(names)
+
+
 def _sentencepiece(content: bytes, name: str, files: Files = MappingProxyType({})) -> SentencePiece:
   try:
     return SentencePiece(content, files)

@@ -22,10 +22,13 @@ class Model(Protocol):
 
 
 def next_token(batch: Batch) -> tuple[Int[Array, 'B T'], Layout | None, Int[Array, 'B T'], Float[Array, 'B T']]:
-  """Inputs, their layout, targets and target weights of a batch: the one place where tokens are shifted."""
+  """Inputs, their layout, targets and target weights of a batch: the one place where tokens are shifted.
+
+  Targets are the tokens, or where there are others, the labels.
+  """
   tokens, layout = batch['tokens'], batch.get('layout')
   inputs = None if layout is None else jax.tree.map(lambda x: x[:, :-1], layout)
-  return tokens[:, :-1], inputs, tokens[:, 1:], batch['weights'][:, 1:]
+  return tokens[:, :-1], inputs, batch.get('labels', tokens)[:, 1:], batch['weights'][:, 1:]
 
 
 def tokens_ahead(batch: Batch, number: int) -> tuple[Int[Array, 'B T M'], Float[Array, 'B T M']]:

@@ -1,0 +1,437 @@
+"""Blank infilling as data: texts in which spans are blanked, and behind them what stood there (Du et al. 2022)."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+
+import jax
+from jaxtyping import Bool, Float, Int, Integer
+import numpy as np
+
+from gpt_jax.data.answers import Taught
+from gpt_jax.data.rows import Rows
+from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.types import Batch, Layout, UserError
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+  'word': ('[MASK]',),
+  'sentence': ('[sMASK]',),
+  'document': ('[gMASK]',),
+  'start': ('<|startofpiece|>', '<sop>', 'sop'),
+  'end': ('<|endofpiece|>', '<eop>', 'eop'),
+}
+"""Of each field of `Marks`, what GLM, and GLM-130B and ChatGLM-6B call it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+  """The tokens that blanks are written with."""
+
+  word: int
+  """Stands for a blanked span of words."""
+  sentence: int
+  document: int
+  """Stands for the rest of a text."""
+  start: int
+  """Begins what stood in a blank."""
+  end: int
+
+  @property
+  def masks(self) -> tuple[int, int, int]:
+    return self.word, self.sentence, self.document
+
+
+def marks_of(tokenizer: Tokenizer) -> Marks | None:
+  """The marks in a vocabulary; None: it does not have all five."""
+  found = {}
+  for field, names in NAMES.items():
+    ids = (_number(tokenizer, name) for name in names)
+    number = next((number for number in ids if number is not None), None)
+    if number is None:
+      return None
+    found[field] = number
+  return Marks(**found)
+
+
+def _number(tokenizer: Tokenizer, name: str) -> int | None:
+  try:
+    ids = tokenizer.encode_special(name)
+  except UserError:  # characters that are not in the vocabulary
+    return None
+  return int(ids[0]) if len(ids) == 1 else None
+
+
+SENTENCE_ENDS = '.?!;:…。？！；：'
+
+
+def sentence_ends(tokenizer: Tokenizer) -> Bool[np.ndarray, 'V']:
+  """Of each token, whether a sentence ends in it."""
+  texts = (tokenizer.decode_bytes([number]).decode('utf-8', 'ignore') for number in range(tokenizer.vocab_size))
+  ends = np.array([any(sign in text for sign in SENTENCE_ENDS) for text in texts])
+  if tokenizer.end_of_text is not None:
+    ends[tokenizer.end_of_text] = True
+  return ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Blanks:
+  """Which parts of texts are blanked (GLM, section 2.1; GLM-130B, section 2.2).
+
+  Shares are of rows: of those whose blanks are words, sentences, and the rest of the text.
+  """
+
+  word: float = 0.5
+  sentence: float = 0.3
+  document: float = 0.2
+  ratio: float = 0.15
+  """Of the tokens of a text: words and sentences are drawn until so many are blanked."""
+  mean_length: float = 3.0
+  """Of the Poisson distribution that the lengths of spans of words are drawn from, from 1 to `longest` tokens."""
+  longest: int = 39
+  least_document: float = 0.5
+  """The least part of a text that its blanked rest is; its length is uniform from there to all of it."""
+  windows: int = 1
+  """Texts side by side in a row, where blanks are words or sentences (GLM-130B: 4)."""
+  running: bool = False
+  """The rest of a text stands at the places that follow, not in a blank: for a rotation that knows no blanks."""
+
+  def __post_init__(self) -> None:
+    refuse = lambda name, what: UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
+    for name in ('word', 'sentence', 'document'):
+      if getattr(self, name) < 0:
+        raise refuse(name, 'a share, at least 0')
+    if not self.word + self.sentence + self.document > 0:
+      raise refuse('word', 'above 0, or one of sentence and document')
+    for name in ('ratio', 'least_document'):
+      if not 0 < getattr(self, name) <= (1 if name == 'least_document' else 0.5):
+        raise refuse(name, 'above 0, and at most ' + ('1' if name == 'least_document' else '0.5'))
+    for name in ('mean_length', 'longest', 'windows'):
+      if getattr(self, name) <= 0:
+        raise refuse(name, 'above 0')
+
+  @property
+  def lengths(self) -> Float[np.ndarray, 'longest']:
+    """The probabilities of lengths 1, 2, ... of a span of words."""
+    of = np.arange(1, self.longest + 1)
+    logarithms = of * math.log(self.mean_length) - np.array([math.lgamma(length + 1) for length in of])
+    weights = np.exp(logarithms - logarithms.max())
+    return weights / weights.sum()
+
+  def most(self, size: int) -> int:
+    """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
+    mean = self.ratio * size / float(self.lengths @ np.arange(1, self.longest + 1))
+    return math.ceil(mean + 4 * math.sqrt(mean)) + 1
+
+  def size(self, length: int) -> int:
+    """Tokens of a text whose words or sentences are blanked, so that it fits in `length` places."""
+    return next((size for size in range(length, 0, -1) if size + 2 * self.most(size) <= length), 0)
+
+
+def blanked(
+  tokens: Integer[np.ndarray, 'W N'],
+  counts: Int[np.ndarray, 'W'],
+  blanks: Int[np.ndarray, 'W N'],
+  turns: Float[np.ndarray, 'W M'],
+  masks: Int[np.ndarray, 'W'],
+  marks: Marks,
+  length: int,
+  ended: Bool[np.ndarray, 'W'] | bool = True,
+) -> Batch:
+  """Texts as GLM reads them: part A, in which a mask stands for each blank, and part B, what stood in the blanks.
+
+  A is read both ways, B from left to right, each blank behind `start`. A token of B stands in the text where its mask
+  does, and in its blank from 1 on, `start` being the first; one of A stands in no blank: 0. To be predicted are the
+  tokens of B, and behind each blank `end`, which nobody reads: so `labels` is what `tokens` is, but for these places.
+
+  Args:
+    tokens: of the texts, `counts` each.
+    counts: of tokens.
+    blanks: the number of each token's blank, from 1 in the order of the text; 0: in none.
+    turns: blanks are written in the order of these.
+    masks: what stands for the blanks of each text.
+    marks: of the vocabulary.
+    length: places of a row that are read; it must have room for A and B.
+    ended: whether `end` is to be predicted.
+
+  Returns:
+    tokens, labels, weights and layout [W, length + 1].
+  """
+  rows, size = tokens.shape
+  place = np.arange(size)
+  real = place < counts[:, None]
+  blanks = np.where(real, blanks, 0)
+  first = (blanks > 0) & (blanks != np.pad(blanks, ((0, 0), (1, 0)))[:, :-1])
+  shown = real & ((blanks == 0) | first)
+  in_text = np.cumsum(shown, axis=1) - 1
+  in_blank = place - np.maximum.accumulate(np.where(first, place, 0), axis=1)
+  parts = shown.sum(axis=1)
+
+  row = np.arange(rows)[:, None]
+  lengths = np.zeros((rows, turns.shape[1] + 1), int)
+  np.add.at(lengths, (row, blanks), blanks > 0)
+  lengths = lengths[:, 1:]
+  order = np.argsort(turns, axis=1)
+  taken = np.where(lengths > 0, lengths + 1, 0)
+  in_order = taken[row, order]
+  begins = np.empty_like(lengths)
+  begins[row, order] = parts[:, None] + np.cumsum(in_order, axis=1) - in_order
+
+  shape = (rows, length + 1)
+  made, position, block = np.zeros((3, *shape), np.int32)
+  weights = np.zeros(shape, np.float32)
+  r, c = np.nonzero(shown)
+  made[r, in_text[r, c]] = np.where(first[r, c], masks[r], tokens[r, c])
+  position[r, in_text[r, c]] = in_text[r, c]
+  r, c = np.nonzero(first)
+  at = begins[r, blanks[r, c] - 1]
+  made[r, at], position[r, at], block[r, at] = marks.start, in_text[r, c], 1
+  r, c = np.nonzero(blanks)
+  at = begins[r, blanks[r, c] - 1] + 1 + in_blank[r, c]
+  made[r, at], position[r, at], block[r, at] = tokens[r, c], in_text[r, c], 2 + in_blank[r, c]
+  weights[r, at] = 1
+  labels = made.copy()
+  r, blank = np.nonzero(lengths)
+  at = begins[r, blank] + taken[r, blank]
+  labels[r, at], weights[r, at] = marks.end, np.broadcast_to(ended, rows)[r]
+  places = np.broadcast_to(np.arange(length + 1, dtype=np.int32), shape)
+  segment = (places < (parts + taken.sum(axis=1))[:, None]).astype(np.int32)
+  layout = Layout(places, position, block, segment, places < parts[:, None])
+  return {'tokens': made, 'labels': labels, 'weights': weights, 'layout': layout}
+
+
+def side_by_side(windows: Batch, number: int, length: int) -> Batch:
+  """Rows of `length` places that are read, of `number` windows each, which do not see one another."""
+
+  def arranged(x: np.ndarray) -> np.ndarray:
+    x = x.reshape(-1, number, x.shape[1])
+    row = np.concatenate([x[:, :, :-1].reshape(len(x), -1), x[:, -1, -1:]], axis=1)
+    return np.pad(row, ((0, 0), (0, length + 1 - row.shape[1])))
+
+  def predicted(x: np.ndarray) -> np.ndarray:
+    """What is predicted behind a window's last place stands at the first of the next, which nothing predicts."""
+    row, each = arranged(x), x.shape[1] - 1
+    row[:, each : each * number : each] = x.reshape(-1, number, each + 1)[:, :-1, -1]
+    return row
+
+  layout = windows['layout']
+  tokens = arranged(windows['tokens'])
+  places = np.broadcast_to(np.arange(length + 1, dtype=np.int32), tokens.shape)
+  window = np.tile(np.arange(1, number + 1, dtype=np.int32), len(tokens))[:, None]
+  segment = np.where(layout.segment > 0, window, 0)
+  others = (arranged(x) for x in (layout.position, layout.block, segment, layout.prefix))
+  labels, weights = predicted(windows['labels']), predicted(windows['weights'])
+  return {'tokens': tokens, 'labels': labels, 'weights': weights, 'layout': Layout(places, *others)}
+
+
+def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[np.ndarray, 'W N']:
+  """Blanks of spans of words in texts of `size` tokens, at least one token between two; draws are from 0 to 1.
+
+  Lengths are drawn until `ratio` is reached; where spans lie is uniform over all ways to place them.
+  """
+  most = how.most(size)
+  lengths, mixed, slots = np.split(draws, [most, 2 * most], axis=1)
+  lengths = 1 + np.searchsorted(np.cumsum(how.lengths)[:-1], lengths, 'right')
+  ends = np.cumsum(lengths, axis=1)
+  drawn = (ends - lengths < how.ratio * size) & (ends + np.arange(most) <= size)
+  # The last of those that were drawn until there were enough are longer than others: they must not stand last.
+  lengths = np.take_along_axis(lengths * drawn, np.argsort(np.where(drawn, mixed, 2), axis=1), axis=1)
+  number = drawn.sum(axis=1)
+  # Between, before and behind the tokens that stay there are slots, of which each holds one span at most.
+  free = np.arange(size + 1) <= size - lengths.sum(axis=1)[:, None]
+  slots = np.where(free, slots[:, : size + 1], 2)
+  chosen = slots <= np.sort(slots, axis=1)[np.arange(len(slots)), number - 1][:, None]
+  starts = np.argsort(~chosen, axis=1, kind='stable')[:, :most] + np.cumsum(lengths, axis=1) - lengths
+  row, span = np.nonzero(np.arange(most) < number[:, None])
+  begun, over = np.zeros((2, len(draws), size + 1), int)
+  begun[row, starts[row, span]] = 1
+  over[row, starts[row, span] + lengths[row, span]] = 1
+  numbers = np.cumsum(begun, axis=1)
+  return np.where(numbers > np.cumsum(over, axis=1), numbers, 0)[:, :size]
+
+
+def draw_sentences(
+  how: Blanks, draws: Float[np.ndarray, 'W N'], ending: Bool[np.ndarray, 'W N']
+) -> Int[np.ndarray, 'W N']:
+  """Blanks of whole sentences, drawn until `ratio` is reached; a text without one has no blank.
+
+  `ending` says where a sentence ends; of several such tokens in a row, in the last.
+  """
+  rows, size = ending.shape
+  ending = ending & ~np.pad(ending, ((0, 0), (0, 1)))[:, 1:]
+  sentence = np.cumsum(ending, axis=1) - ending  # the first begins, and what follows the last end stops, elsewhere
+  row = np.arange(rows)[:, None]
+  lengths = np.zeros((rows, size), int)
+  np.add.at(lengths, (row, sentence), 1)
+  number = np.arange(size)
+  whole = (number > 0) & (number < ending.sum(axis=1)[:, None])
+  order = np.argsort(np.where(whole, draws, 2), axis=1)
+  in_order = np.where(whole, lengths, 0)[row, order]
+  taken = (np.cumsum(in_order, axis=1) - in_order < how.ratio * size) & (in_order > 0) & (number < how.most(size))
+  chosen = np.zeros((rows, size), bool)
+  chosen[row, order] = taken
+  return np.where(chosen, np.cumsum(chosen, axis=1), 0)[row, sentence]
+
+
+class Blanked:
+  """Rows of text with blanks; which, is a pure function of (seed, step, row).
+
+  Args:
+    rows: of the text, whole ones, of two tokens less than `context` (see `text_context`).
+    how: what is blanked.
+    marks: of the vocabulary.
+    ends: of `sentence_ends`.
+    context: places of a row that are read; it holds one more.
+    seed: of the blanks.
+
+  Raises:
+    UserError: rows too short to hold a blank.
+  """
+
+  separate_documents = True
+
+  def __init__(
+    self, rows: Rows, how: Blanks, marks: Marks, ends: Bool[np.ndarray, 'V'], context: int, seed: int | tuple[int, ...]
+  ):
+    assert rows.context == text_context(context) and not rows.separate_documents
+    self.rows, self.how, self.marks, self.ends = rows, how, marks, ends
+    self.context = context
+    self._seed = seed
+    self._window = context // how.windows
+    self._size = how.size(self._window)
+    if how.word + how.sentence > 0 and self._size * how.ratio < 1:
+      raise UserError(
+        f'config.context = {context}, of {how.windows} windows, is too short for blanks of {how.ratio} of a text'
+      )
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
+    """tokens, labels and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
+    how, text = self.how, self.rows.batch(indices)['tokens']
+    each = self._size + 1 + 3 * how.most(self._size)  # of a window, the most that `_windows` and `_rest` take
+    numbers = 1 + how.windows * (each + 1)
+    seeds = (np.random.default_rng((*np.atleast_1d(self._seed), step, index + 1)) for index in indices)
+    draws = np.stack([generator.random(numbers) for generator in seeds])
+    shares = np.cumsum([how.word, how.sentence, how.document])
+    kinds = np.searchsorted(shares[:-1] / shares[-1], draws[:, 0], 'right')
+    counts = np.where(indices < 0, 0, text.shape[1])
+    made: list[Batch] = []
+    order = []
+    for of, make in ((kinds < 2, self._windows), (kinds == 2, self._rest)):
+      if of.any():
+        made.append(make(text[of], counts[of], kinds[of], draws[of, 1:]))
+        order.append(np.nonzero(of)[0])
+    back = np.argsort(np.concatenate(order))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[back], *made)
+
+  def _windows(self, text, counts, kinds, draws) -> Batch:
+    """Rows of windows whose words or sentences are blanked."""
+    how, size, number = self.how, self._size, self.how.windows
+    draws = draws.reshape(len(text) * number, -1)
+    room = text.shape[1] // number
+    start = np.tile(np.arange(number) * room, len(text)) + (draws[:, 0] * (room - size + 1)).astype(int)
+    tokens = np.repeat(text, number, axis=0)[np.arange(len(draws))[:, None], start[:, None] + np.arange(size)]
+    most = how.most(size)
+    turns, draws = draws[:, 1 : 1 + most], draws[:, 1 + most :]
+    blanks, masks = draw_words(how, draws, size), np.full(len(tokens), self.marks.word)
+    if how.sentence:
+      sentences = draw_sentences(how, draws[:, :size], self.ends[tokens])
+      found = np.repeat(kinds == 1, number) & sentences.any(axis=1)
+      blanks, masks = np.where(found[:, None], sentences, blanks), np.where(found, self.marks.sentence, masks)
+    counts = np.where(np.repeat(counts, number) > 0, size, 0)
+    made = blanked(tokens, counts, blanks, turns, masks, self.marks, self._window)
+    return side_by_side(made, number, self.context)
+
+  def _rest(self, text, counts, kinds, draws) -> Batch:
+    """Rows of whose text the rest is blanked. What ends with a row is no end of a text, so it is not learned as one."""
+    del kinds
+    least, size = self.how.least_document, text.shape[1]
+    hidden = np.clip(np.round((least + (1 - least) * draws[:, 0]) * size), 1, size)[:, None]
+    blanks = (np.arange(size) >= size - hidden).astype(int)
+    turns, masks = np.zeros((len(text), 1)), np.full(len(text), self.marks.document)
+    made = blanked(text, counts, blanks, turns, masks, self.marks, self.context, ended=False)
+    return {**made, 'layout': running(made['layout'])} if self.how.running else made
+
+
+def running(layout: Layout) -> Layout:
+  """The same text with each token at the place that follows, in no blank."""
+  position = np.where(layout.segment > 0, layout.order, 0)
+  return dataclasses.replace(layout, position=position, block=np.zeros_like(layout.block))
+
+
+def text_context(context: int) -> int:
+  """Of `Rows` whose text, with a mask and the mark behind it, takes `context` places."""
+  return context - 3
+
+
+class LeftToRight:
+  """Rows of text that is all in one blank: what a model that fills blanks is as a causal one (GLM, section 3.3).
+
+  A row is read behind the mask of a document and `start`; what of it is predicted, is what `rows` says.
+  """
+
+  separate_documents = True
+
+  def __init__(self, rows: Rows, marks: Marks, running: bool = False):
+    self.rows, self.marks, self.running = rows, marks, running
+    self.context = rows.context + 2
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
+    """tokens and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
+    text = self.rows.batch(indices, step)
+    tokens = text['tokens']
+    counts = np.where(indices < 0, 0, tokens.shape[1])
+    blanks, turns = np.ones(tokens.shape, int), np.zeros((len(tokens), 1))
+    masks = np.full(len(tokens), self.marks.document)
+    made = blanked(tokens, counts, blanks, turns, masks, self.marks, self.context + 1, ended=False)
+    made = jax.tree.map(lambda x: x[:, :-1], made)
+    layout, weights = made['layout'], np.pad(text['weights'], ((0, 0), (2, 0)))
+    return {
+      'tokens': made['tokens'], 'weights': weights, 'layout': running(layout) if self.running else layout,
+    }  # fmt: skip
+
+
+class Asked:
+  """Prompts, each with its answer in a blank behind it: instructions among text (GLM-130B, section 2.2).
+
+  Args:
+    texts: tokens, and which of them are to be predicted; the last that are in a row are the answer.
+    marks: of the vocabulary.
+    context: places of a row that are read; a text that takes more has no place, `dropped` counts those.
+
+  Raises:
+    UserError: no text has a place.
+  """
+
+  separate_documents = True
+
+  def __init__(self, texts: Sequence[Taught], marks: Marks, context: int):
+    self.context = context
+    kept = []
+    for tokens, taught in texts:
+      end = len(taught) - list(taught)[::-1].index(True) if any(taught) else 0
+      start = end - next((n for n, said in enumerate(list(taught)[:end][::-1]) if not said), end)
+      if 0 < start < end <= context - 2:
+        kept.append((tokens[:end], start))
+    self.dropped = len(texts) - len(kept)
+    if not kept:
+      raise UserError(f'no prompt has an answer that fits with it in {context - 2} tokens: take a longer context')
+    counts = np.array([len(tokens) for tokens, _ in kept])
+    text, blanks = np.zeros((2, len(kept), counts.max()), int)
+    for row, (tokens, start) in enumerate(kept):
+      text[row, : len(tokens)] = tokens
+      blanks[row, start : len(tokens)] = 1
+    turns, masks = np.zeros((len(kept), 1)), np.full(len(kept), marks.document)
+    self._rows = blanked(text, counts, blanks, turns, masks, marks, context)
+
+  def __len__(self) -> int:
+    return len(self._rows['tokens'])
+
+  def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
+    """tokens, labels and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
+    real = indices[:, None] >= 0
+    return jax.tree.map(lambda x: np.where(real, x[indices], np.zeros_like(x[:1])), self._rows)
