@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
       'num_kv_heads': placeholder(int),
       'head_dim': placeholder(int),
       'mlp': placeholder(str),  # 'gelu(3072)', 'swiglu(1536)', ...
-      'residual': placeholder(str),  # 'pre', 'post(alpha=2.0)', 'parallel'
+      'residual': placeholder(str),  # 'pre', 'post(alpha=2.0)', 'post(alpha=deepnet)', 'parallel'
       'norm': placeholder(str),  # 'layer', 'rms'
       'positions': placeholder(str),  # 'none', 'learned(1024)', 'learned_2d(1024)'
       'rotation': placeholder(str),  # 'none', 'rotary(fraction=0.5)', 'rotary(scaling=llama3)'
@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
       'qkv_bias': placeholder(bool),
       'tie_embeddings': placeholder(bool),
       'logit_softcap': placeholder(float),
+      'embedding_gradient': placeholder(float),  # the part of it that token embeddings get of the layers'
       'embedding_dropout': placeholder(float),
       'attention_dropout': placeholder(float),
       'residual_dropout': placeholder(float),
@@ -48,6 +49,18 @@ def get_config() -> ConfigDict:
       'tokenizer': 'gpt2',  # bytes, chars, gpt2, gpt1:FOLDER, bpe:SIZE, json:FILE, sentencepiece:FILE
       'held_out': 0.1,  # fraction, where a source has no validation split of its own
       'separate_documents': False,  # True: documents packed in one row do not see each other
+    },
+    'infilling': {  # blanks that are filled (GLM) in place of text read from left to right
+      'word': 0.0,  # shares of rows whose blanks are words, sentences, and the rest of the text; all 0: no blanks
+      'sentence': 0.0,
+      'document': 0.0,
+      'ratio': 0.15,  # of a text's tokens that are blanked by words or sentences
+      'mean_length': 3.0,  # tokens of a span of words
+      'longest': 39,
+      'least_document': 0.5,  # the least part of a text that its blanked rest is
+      'windows': 1,  # texts side by side in a row, of words or sentences
+      'instructions': '',  # a source of prompts and answers, which stand in a blank
+      'instructions_share': 0.05,  # of rows
     },
     'loss': {
       'z_loss': 0.0,

@@ -72,11 +72,11 @@ def glm(vocab_size: int, num_layers: int, model_dim: int, num_heads: int, length
     attention=(prefix_dense,))  # fmt: skip
 
 
-# GLM-130B: Zeng et al. 2022, section 2.1 and appendix B; DeepNorm's alpha and gain are (2 L)^(1/2) and (2 L)^(-1/2).
+# GLM-130B: Zeng et al. 2022, sections 2.1 and 3, appendix B; DeepNorm's alpha and gain are (2 L)^(1/2), (2 L)^(-1/2).
 glm_130b = TransformerConfig(
   vocab_size=150_528, num_layers=70, model_dim=12_288, num_heads=96, num_kv_heads=96,
   mlp=GatedMlp(32_768, activation=gelu_exact), residual=PostNorm(alpha=140**0.5, norm_embedding=True), norm=layer_norm,
-  rotation=Rotary(), attention=(prefix_dense,), init=Xavier(gain=140**-0.5))  # fmt: skip
+  rotation=Rotary(), attention=(prefix_dense,), init=Xavier(gain=140**-0.5), embedding_gradient=0.1)  # fmt: skip
 
 # ChatGLM-6B: the released code and weights.
 chatglm_6b = TransformerConfig(

@@ -6,6 +6,8 @@ import dataclasses
 from flax import linen as nn
 import jax
 
+from gpt_jax.models.deepnorm import DepthScale
+
 Initializer = Callable[..., jax.Array]
 
 RESIDUAL = ('out', 'down')
@@ -40,15 +42,16 @@ class ScaledNormal:
 class Xavier:
   """Xavier normal, with `gain` on values, attention outputs and the MLP (DeepNet, figure 2; GLM-130B, section 2.1).
 
-  GLM-130B takes gain (2 L)^(-1/2), DeepNet's decoder (8 L)^(-1/4).
+  The gain may be that of a depth, see `deepnorm`.
   """
 
-  gain: float = 1.0
+  gain: float | DepthScale = 1.0
   stddev: float = 0.02
   """Of the embeddings, for which both papers are silent."""
 
   def __call__(self, name: str, num_layers: int) -> Initializer:
     if name in ('embed', 'unembed'):
       return nn.initializers.normal(self.stddev)
-    gain = 1.0 if name in ('query', 'key') else self.gain
+    gain = self.gain.gain(num_layers) if isinstance(self.gain, DepthScale) else self.gain
+    gain = 1.0 if name in ('query', 'key') else gain
     return nn.initializers.variance_scaling(gain**2, 'fan_avg', 'normal')

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models import attention, initialization, layers, lora, masks, positions, quantization, residual
+from gpt_jax.models import attention, deepnorm, initialization, layers, lora, masks, positions, quantization, residual
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.kernels import KERNELS
 from gpt_jax.models.transformer import REMAT, TransformerConfig
@@ -51,6 +51,8 @@ ARGUMENTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     'yarn': positions.YarnScaling,
   },
   'attention': {'causal': masks.Causal, 'prefix': masks.Prefix, 'band': masks.Band},
+  'residual': {'deepnet': deepnorm.DeepNet, 'glm': deepnorm.Glm},
+  'init': {'deepnet': deepnorm.DeepNet, 'glm': deepnorm.Glm},
 }  # fmt: skip
 """What stands inside a part's brackets, by name."""
 

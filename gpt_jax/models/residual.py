@@ -5,6 +5,8 @@ import dataclasses
 
 import jax
 
+from gpt_jax.models.deepnorm import DepthScale
+
 Sublayer = Callable[[jax.Array], jax.Array]
 Norm = Callable[[str], Sublayer]
 """Makes (the first time) the norm of that name."""
@@ -17,7 +19,7 @@ class PreNorm:
   def begin(self, x: jax.Array, norm: Norm) -> jax.Array:
     return x
 
-  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm) -> jax.Array:
+  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm, num_layers: int) -> jax.Array:
     x = x + attention(norm('norm_attention')(x))
     return x + mlp(norm('norm_mlp')(x))
 
@@ -33,15 +35,16 @@ class PostNorm:
   stream, which is this form with one norm more at the start.
   """
 
-  alpha: float = 1.0
+  alpha: float | DepthScale = 1.0
   norm_embedding: bool = False
 
   def begin(self, x: jax.Array, norm: Norm) -> jax.Array:
     return norm('norm_embedding')(x) if self.norm_embedding else x
 
-  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm) -> jax.Array:
-    x = norm('norm_attention')(self.alpha * x + attention(x))
-    return norm('norm_mlp')(self.alpha * x + mlp(x))
+  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm, num_layers: int) -> jax.Array:
+    alpha = self.alpha.alpha(num_layers) if isinstance(self.alpha, DepthScale) else self.alpha
+    x = norm('norm_attention')(alpha * x + attention(x))
+    return norm('norm_mlp')(alpha * x + mlp(x))
 
   def finish(self, x: jax.Array, norm: Norm) -> jax.Array:
     return x
@@ -56,7 +59,7 @@ class Parallel:
   def begin(self, x: jax.Array, norm: Norm) -> jax.Array:
     return x
 
-  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm) -> jax.Array:
+  def block(self, x: jax.Array, attention: Sublayer, mlp: Sublayer, norm: Norm, num_layers: int) -> jax.Array:
     normed = norm('norm_attention')(x)
     return x + attention(normed) + mlp(normed if self.shared_norm else norm('norm_mlp')(x))
 

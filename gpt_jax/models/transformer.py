@@ -58,6 +58,8 @@ class TransformerConfig:
   tie_embeddings: bool = True
   logit_softcap: float | None = None
   """c tanh(logits / c), Gemma 2."""
+  embedding_gradient: float = 1.0
+  """The part of its gradient that the token embedding gets of what enters the layers (GLM-130B, section 3: 0.1)."""
   embedding_dropout: float = 0.0
   attention_dropout: float = 0.0
   residual_dropout: float = 0.0
@@ -151,7 +153,7 @@ class Block(nn.Module):
       h, read = attend(h, queries, turn, keys, read, at)
       return drop(h)
 
-    x = cfg.residual.block(x, attended, lambda h: drop(mlp(h)), _norm(cfg))
+    x = cfg.residual.block(x, attended, lambda h: drop(mlp(h)), _norm(cfg), cfg.num_layers)
     return x, read
 
 
@@ -218,6 +220,8 @@ class Transformer(nn.Module):
     layout = left_to_right(tokens) if layout is None else layout
     norm = lambda name: getattr(self, name)
     x = self.embed(tokens)
+    if cfg.embedding_gradient != 1:
+      x = cfg.embedding_gradient * x + jax.lax.stop_gradient((1 - cfg.embedding_gradient) * x)
     if self.positions is not None:
       x = x + self.positions(layout, cfg.model_dim).astype(x.dtype)
     x = spread(cfg.residual.begin(x if self.drop is None else self.drop(x), norm))

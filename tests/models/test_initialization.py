@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax.models.deepnorm import DeepNet, Glm
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp
@@ -37,6 +38,7 @@ def begun(cfg):
     (Normal(0.02), EVERYWHERE),
     (ScaledNormal(0.02), EVERYWHERE | {'out': 0.01, 'down': 0.01}),  # 1 / sqrt(2 L) = 1 / 2
     (Xavier(gain=0.5), XAVIER),
+    (Xavier(gain=Glm()), XAVIER),  # of two layers 1 / sqrt(4)
   ],
 )
 def test_spread_of_each_layer(init, stddevs):
@@ -57,3 +59,9 @@ def test_looped_layers_begin_apart_too():
   )
   first, second = (weights['params']['transformer'][f'blocks_{i}']['block_0']['mlp']['up']['kernel'] for i in (0, 1))
   assert np.abs(first - second).max() > 0.01
+
+
+def test_the_constants_of_deep_models():
+  """GLM-130B's of 70 layers stand in its section 2.1 as (2 N)^(1/2), DeepNet's decoder of 1,000 in its figure 2."""
+  assert (Glm().alpha(70), Glm().gain(70)) == (140**0.5, 140**-0.5)
+  assert (DeepNet().alpha(1000), DeepNet().gain(1000)) == (2000**0.25, 8000**-0.25)

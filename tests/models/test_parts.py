@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from gpt_jax.models.attention import Banded, Dense, Fixed, Strided
+from gpt_jax.models.deepnorm import DeepNet, Glm
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.initialization import Normal, ScaledNormal, Xavier
 from gpt_jax.models.layers import GatedMlp, Mlp, gelu_exact
@@ -34,6 +35,8 @@ WRITTEN = {
   ('residual', 'pre'): PreNorm(),
   ('residual', 'post'): PostNorm(),
   ('residual', 'post(alpha=2.5, norm_embedding=True)'): PostNorm(2.5, norm_embedding=True),
+  ('residual', 'post(alpha=deepnet)'): PostNorm(DeepNet()),
+  ('residual', 'post(alpha=glm, norm_embedding=True)'): PostNorm(Glm(), norm_embedding=True),
   ('residual', 'parallel(shared_norm=False)'): Parallel(shared_norm=False),
   ('norm', 'layer'): nn.LayerNorm(epsilon=1e-5, use_fast_variance=False),
   ('norm', 'layer(use_bias=False)'): nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, use_bias=False),
@@ -67,6 +70,8 @@ WRITTEN = {
   ('init', 'normal(0.01)'): Normal(0.01),
   ('init', 'scaled_normal'): ScaledNormal(),
   ('init', 'xavier(gain=0.5)'): Xavier(gain=0.5),
+  ('init', 'xavier(gain=glm)'): Xavier(gain=Glm()),
+  ('init', 'xavier(gain=deepnet)'): Xavier(gain=DeepNet()),
   ('quantization', 'int8'): Int8(),
   ('quantization', 'int8(64)'): Int8(64),
   ('quantization', 'int4(group=64)'): Int4(group=64),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.models.attention import Banded, Dense
+from gpt_jax.models.deepnorm import DeepNet, Glm
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.residual import Parallel, PostNorm, PreNorm
 from gpt_jax.models.transformer import REMAT, unstack
@@ -157,6 +158,21 @@ def test_the_unembedding_is_the_embedding_only_if_tied(tied):
   np.testing.assert_allclose(unembed(hidden), hidden @ table['embedding'].T, atol=1e-4)
 
 
+def test_the_embedding_gets_a_part_of_its_gradient_and_all_else_the_same():
+  cfg = dataclasses.replace(shrunk('glm_130b'), tie_embeddings=False, embedding_gradient=1.0)
+  params = parameters(cfg)
+  loss = lambda cfg: lambda params: jnp.sum(jnp.sin(LanguageModel(cfg).apply(params, random_tokens())[0]))
+  whole, tenth = (
+    jax.jit(jax.value_and_grad(loss(dataclasses.replace(cfg, embedding_gradient=part))))(params) for part in (1.0, 0.1)
+  )
+  np.testing.assert_allclose(tenth[0], whole[0], rtol=1e-5)
+  scaled = jax.tree.map(lambda x: x, whole[1])
+  scaled['params']['transformer']['embed']['embedding'] *= 0.1
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, tenth[1], scaled)
+  assert float(jnp.abs(scaled['params']['transformer']['embed']['embedding']).max()) > 1e-2
+
+
 # ---- residual parts, by hand: f(x) = 2 x, g(x) = x + 1, norms that multiply by 10, 100, 1000 or 10,000 ----
 
 NORMS = {'norm_embedding': 10.0, 'norm_attention': 100.0, 'norm_mlp': 1000.0, 'norm_final': 10_000.0}
@@ -171,6 +187,8 @@ f, g = (lambda x: 2 * x), (lambda x: x + 1)
     (PostNorm(), 3.0, 1000 * (900 + 901), 3.0),
     (PostNorm(alpha=4.0), 3.0, 1000 * (4 * 1800 + 1801), 3.0),  # DeepNorm: norm(alpha x + f(x))
     (PostNorm(alpha=4.0, norm_embedding=True), 30.0, 1000 * (4 * 1800 + 1801), 3.0),
+    (PostNorm(alpha=Glm()), 3.0, 1000 * (4 * 1800 + 1801), 3.0),  # of 8 layers, (2 * 8)^(1/2)
+    (PostNorm(alpha=DeepNet()), 3.0, 1000 * (2 * 1200 + 1201), 3.0),  # (2 * 8)^(1/4)
     (Parallel(shared_norm=True), 3.0, 3 + 600 + 301, 30_000.0),
     (Parallel(shared_norm=False), 3.0, 3 + 600 + 3001, 30_000.0),
   ],
@@ -179,7 +197,7 @@ f, g = (lambda x: 2 * x), (lambda x: x + 1)
 def test_residual_by_hand(part, begin, block, finish):
   x = jnp.array(3.0)
   assert part.begin(x, norm) == begin
-  assert part.block(x, f, g, norm) == block
+  assert part.block(x, f, g, norm, 8) == block
   assert part.finish(x, norm) == finish
 
 

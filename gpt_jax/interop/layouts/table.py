@@ -17,7 +17,7 @@ HEAD = 'lm_head.weight'
 # What a config has beyond the model it describes: how it is made, trained and run.
 _LOOSE = (
   'init', 'embedding_dropout', 'attention_dropout', 'residual_dropout', 'dtype', 'quantization', 'remat', 'stacked',
-  'attention_kernel',
+  'attention_kernel', 'embedding_gradient',
 )  # fmt: skip
 
 

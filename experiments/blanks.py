@@ -1,0 +1,106 @@
+"""Blank infilling as a config describes it: the rows that are learned from, and what is measured of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import language
+from gpt_jax.data.formats import demonstrations, teach
+from gpt_jax.data.infilling import (
+  NAMES,
+  Asked,
+  Blanked,
+  Blanks,
+  LeftToRight,
+  Marks,
+  marks_of,
+  sentence_ends,
+  text_context,
+)
+from gpt_jax.data.rows import Dataset, Rows
+from gpt_jax.data.sources import records
+from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.decoding.infilling import Filled, fill
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.positions import Learned2D, Rotary2D
+from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.types import Params, UserError
+
+
+def of_config(config: Mapping[str, Any], model: TransformerConfig) -> Blanks | None:
+  """What config.infilling blanks; None: nothing, text is read from left to right."""
+  if not language.fills_blanks(config):
+    return None
+  fields = dict(config['infilling'])
+  for name in ('instructions', 'instructions_share'):
+    fields.pop(name)
+  if config['data']['separate_documents']:
+    raise UserError('config.data.separate_documents does not go with config.infilling: texts are windows of the data')
+  if not any(pattern.mask.looks_ahead for pattern in model.attention):
+    raise UserError("config.model.attention reads one way: blanks need a prefix, such as 'dense(causal | prefix)'")
+  return Blanks(**fields, running=runs_on(model))
+
+
+def runs_on(model: TransformerConfig) -> bool:
+  """Whether the rest of a text stands at the places that follow: in a model that knows no places in a blank."""
+  return not isinstance(model.positions, Learned2D) and not isinstance(model.rotation, Rotary2D)
+
+
+def marks(tokenizer: Tokenizer) -> Marks:
+  """The tokens for blanks.
+
+  Raises:
+    UserError: there are none.
+  """
+  found = marks_of(tokenizer)
+  if found is None:
+    names = ', '.join(name for names in NAMES.values() for name in names[:1])
+    raise UserError(f'the tokenizer of this model has no tokens for blanks ({names})')
+  return found
+
+
+def training(
+  config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks | None
+) -> tuple[list[Dataset], list[float]]:
+  """What is learned from, and the weight of each in the mixture: rows of text, blanked or not, and instructions."""
+  weights = language.weights_of(config['data'])
+  if how is None:
+    return list(language.rows(config, tokenizer, 'train', drop_remainder=True)), weights
+  rows: list[Dataset] = list(blanked(config, tokenizer, how, 'train'))
+  name, share = config['infilling']['instructions'], config['infilling']['instructions_share']
+  if not name:
+    return rows, weights
+  shown = demonstrations(records(name, 'train', config['data']['held_out']))
+  asked = Asked([teach(tokenizer, one) for one in shown], marks(tokenizer), config['context'])
+  print(f'instructions: {len(asked):,} of {name}; {asked.dropped:,} do not fit, and are left out')
+  return [*rows, asked], [*(weight * (1 - share) / sum(weights) for weight in weights), share]
+
+
+def blanked(config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks, split: str) -> list[Blanked]:
+  """Rows with blanks of a split of each source; of held-out text those of config.eval_rows rows."""
+  context = config['context']
+  num_tokens = config['eval_rows'] * context if split == 'validation' else 0
+  rows = language.rows(
+    config, tokenizer, split, drop_remainder=True, num_tokens=num_tokens, context=text_context(context)
+  )
+  ends, of = sentence_ends(tokenizer), marks(tokenizer)
+  return [Blanked(text, how, of, ends, context, (config['seed'], number)) for number, text in enumerate(rows)]
+
+
+def left_to_right(rows: list[Rows], tokenizer: Tokenizer, model: TransformerConfig) -> list[LeftToRight]:
+  """Rows of text as a model that fills blanks writes them."""
+  return [LeftToRight(text, marks(tokenizer), runs_on(model)) for text in rows]
+
+
+def fill_texts(
+  model: LanguageModel,
+  params: Params,
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+  context: int | None = None,
+  **how: Any,
+) -> list[Filled]:
+  """The texts with every [MASK], [sMASK] and [gMASK] filled; one without any is written on."""
+  of = marks(tokenizer)
+  ids = [tokenizer.encode_special(text).tolist() for text in texts]
+  ids = [text if set(text) & set(of.masks) else [*text, of.document] for text in ids]
+  return fill(model, params, ids, of, running=runs_on(model.config), context=context, **how)
