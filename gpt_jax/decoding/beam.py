@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from gpt_jax.decoding.drafts import Alone, node_layout
-from gpt_jax.decoding.generate import Finish, Prompt, Request
+from gpt_jax.decoding.generate import Finish, Request
 from gpt_jax.decoding.sampling import Processor, Sampling, Seen
-from gpt_jax.decoding.steps import Manner, State, Tokens, bucket, empty, padded, prefill, repeated, unstacked
+from gpt_jax.decoding.steps import Manner, Prompt, State, Tokens, bucket, empty, padded, prefill, repeated, unstacked
 from gpt_jax.models.caches import Cache, KeyValues, written
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.types import Params, UserError
@@ -98,10 +98,10 @@ def beam_search(
     np.array(early_stopping is True),
     np.array(early_stopping == 'never' and length_penalty > 0),
   )
-  tokens, counts = padded(prompts)
+  tokens, layout, counts = padded(prompts)
   new = bucket(max_new_tokens)
   state = empty(model, Alone(), len(prompts), tokens.shape[1] + new)
-  state, logits = prefill(model, params, Alone(), state, tokens, np.zeros_like(counts), counts)
+  state, logits = prefill(model, params, Alone(), state, tokens, layout, np.zeros_like(counts), counts)
   found, scores = jax.device_get(
     search(model, Sampling(processors=tuple(processors)), num_beams, new, params, state, logits, ends)
   )
@@ -209,7 +209,7 @@ def search(
 
   def body(searched: Search) -> Search:
     last = jax.lax.dynamic_index_in_dim(searched.running.tokens, searched.step - 1, axis=2, keepdims=False)
-    layout = node_layout(searched.cache.length, np.zeros(1, np.int32), first + ends.limit)
+    layout = node_layout(searched.cache, np.zeros(1, np.int32), first + ends.limit)
     result: Any = model.apply(params, last.reshape(-1, 1), layout, searched.cache)
     searched, parents = choose(searched, result[0][:, 0])
     return dataclasses.replace(searched, cache=_reordered(result[1], parents, first, new))

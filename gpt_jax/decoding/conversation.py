@@ -7,9 +7,9 @@ import numpy as np
 
 from gpt_jax.decoding.acceptance import Rejection, Typical
 from gpt_jax.decoding.drafts import Alone, Draft
-from gpt_jax.decoding.generate import Completion, Prompt, Request, write
+from gpt_jax.decoding.generate import Completion, Request, write
 from gpt_jax.decoding.sampling import Sampling
-from gpt_jax.decoding.steps import Manner, State, empty, grown, padded, row_keys, unstacked
+from gpt_jax.decoding.steps import Manner, State, Tokens, empty, grown, padded, prompt_layout, row_keys, unstacked
 from gpt_jax.models.caches import SPARE
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.types import Params
@@ -42,7 +42,7 @@ class Conversation:
 
   def stream(
     self,
-    text: Prompt,
+    text: Sequence[int] | Tokens,
     *,
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
@@ -67,11 +67,13 @@ class Conversation:
 
   def _stream(self, text: list[int], request: Request, seed: int) -> Iterator[Completion]:
     start = self._known(text)
-    tokens, counts = padded([text[start:]])
+    tokens, _, counts = padded([text[start:]])
+    read = np.full_like(counts, start)
     state = self._with_room(max(start + tokens.shape[1], request.room(len(text))))
     self._state, self._read = None, []  # it is given away: who leaves early, leaves none
     keys = row_keys(seed, np.arange(1))
-    pieces = write(self.model, self.params, request, state, tokens, np.full_like(counts, start), counts, keys)
+    layout = prompt_layout(tokens, read, counts)
+    pieces = write(self.model, self.params, request, state, tokens, layout, read, counts, keys)
     written: list[int] = []
     while True:
       try:

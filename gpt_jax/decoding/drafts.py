@@ -69,6 +69,7 @@ class Draft(Protocol):
     self,
     state: Any,
     tokens: Int[Array, 'B T'],
+    layout: Layout,
     start: Int[Array, 'B'],
     count: Int[Array, 'B'],
     last: Float[Array, 'B D'],
@@ -90,8 +91,8 @@ class Stateless:
   def empty(self, rows: int, length: int) -> None:
     del rows, length
 
-  def read(self, state: Any, tokens: Any, start: Any, count: Any, last: Any) -> Any:
-    del tokens, start, count, last
+  def read(self, state: Any, tokens: Any, layout: Any, start: Any, count: Any, last: Any) -> Any:
+    del tokens, layout, start, count, last
     return state
 
   def follow(self, state: Any, last: Any) -> Any:
@@ -213,10 +214,15 @@ class ModelDraft:
     return empty_cache(self.model.config, rows, length, max(SPARE, 2 * self.length + 4))
 
   def read(
-    self, state: Cache, tokens: Int[Array, 'B T'], start: Int[Array, 'B'], count: Int[Array, 'B'], last: Any
+    self,
+    state: Cache,
+    tokens: Int[Array, 'B T'],
+    layout: Layout,
+    start: Int[Array, 'B'],
+    count: Int[Array, 'B'],
+    last: Any,
   ) -> Cache:
     del last
-    layout = prompt_layout(tokens, start, count)
     result: Any = self.model.apply(self.params, tokens, layout, state.rewound(start), method='features')
     return result[2].rewound(start + count)
 
@@ -224,7 +230,7 @@ class ModelDraft:
     def following(number: Any, text: Text, cache: Cache) -> tuple[Float[Array, 'B V'], Cache]:
       # The token before the last was not read yet if all of the last proposal was kept: it is read again in any case.
       unread = 2 if isinstance(number, int) else 1  # the first, which is no loop's
-      layout = node_layout(cache.length, np.arange(unread), text.end)
+      layout = node_layout(cache, np.arange(unread), text.end)
       result: Any = self.model.apply(self.params, text.ending(unread), layout, cache, method='features')
       hidden, unembed, cache = result
       return unembed(hidden[:, -1]), cache
@@ -279,8 +285,10 @@ class MedusaDraft:
     del length
     return jnp.zeros((rows, self.heads.config.model_dim), self.heads.config.dtype)
 
-  def read(self, state: Any, tokens: Any, start: Any, count: Any, last: Float[Array, 'B D']) -> Float[Array, 'B D']:
-    del state, tokens, start, count
+  def read(
+    self, state: Any, tokens: Any, layout: Any, start: Any, count: Any, last: Float[Array, 'B D']
+  ) -> Float[Array, 'B D']:
+    del state, tokens, layout, start, count
     return last
 
   def propose(self, state: Float[Array, 'B D'], text: Text, sampling: Sampling, keys: Key[Array, 'B']) -> Proposal:
@@ -298,23 +306,25 @@ class MedusaDraft:
     return last
 
 
-def prompt_layout(tokens: Int[Array, 'B T'], start: Int[Array, 'B'], count: Int[Array, 'B']) -> Layout:
-  """Of tokens behind the first `start` of a text; those from `count` on are padding, and stand where the last does."""
-  at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  real = at < count[:, None]
-  order, position = start[:, None] + at, start[:, None] + jnp.minimum(at, count[:, None] - 1)
-  return Layout(order, position, jnp.zeros_like(order), real.astype(jnp.int32), real)
+def node_layout(cache: Cache, depths: Int[np.ndarray, 'N'], end: Int[Array, 'B']) -> Layout:
+  """Of candidates that follow what a cache has read, of texts that may have `end` tokens.
 
-
-def node_layout(first: Int[Array, 'B'], depths: Int[np.ndarray, 'N'], end: Int[Array, 'B']) -> Layout:
-  """Of candidates, the root in slot `first` of texts that may have `end` tokens.
-
-  What would stand behind the end stands at it: it is never kept, and a model of learned positions has no such place.
+  They stand at the places that follow in the text or, where the last token stands in a blank, in that. What would stand
+  behind the end stands at it: it is never kept, and a model of learned positions has no such place.
   """
-  order = first[:, None] + jnp.asarray(depths)
-  position = jnp.minimum(order, end[:, None] - 1)
-  zeros = jnp.zeros_like(order)
-  return Layout(order, position, zeros, zeros + 1, zeros.astype(bool))
+  first, ahead = cache.length[:, None], jnp.asarray(depths)
+  last = lambda x: jnp.take_along_axis(x, jnp.maximum(first - 1, 0), axis=1)
+  position, block = jnp.where(first > 0, last(cache.layout.position), -1), last(cache.layout.block)
+  inside = (block > 0) & (first > 0)
+  within = lambda place: jnp.minimum(place, end[:, None] - 1)
+  order = first + ahead
+  return Layout(
+    order,
+    within(jnp.where(inside, position, position + 1 + ahead)),
+    within(jnp.where(inside, block + 1 + ahead, 0)),
+    jnp.ones_like(order),
+    jnp.zeros(order.shape, bool),
+  )
 
 
 Following = Callable[[Any, Text, Any], tuple[Float[Array, 'B V'], Any]]

@@ -13,6 +13,7 @@ from gpt_jax.decoding.drafts import Alone, Draft
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import (
   Manner,
+  Prompt,
   State,
   Tokens,
   begin,
@@ -26,9 +27,8 @@ from gpt_jax.decoding.steps import (
   unstacked,
 )
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Layout, Params, UserError
 
-Prompt = Sequence[int] | Tokens
 Finish = Literal['stop', 'length'] | None
 
 
@@ -130,12 +130,12 @@ def stream(
     raise UserError(f'num_samples = {num_samples} must be at least 1')
 
   def pieces() -> Iterator[list[Completion]]:
-    tokens, counts = padded(prompts)
+    tokens, layout, counts = padded(prompts)
     first = first_row * num_samples
     keys = row_keys(seed, np.arange(first, first + len(prompts) * num_samples))
     state = empty(model, draft, len(prompts), request.room(tokens.shape[1]))
     start = np.zeros_like(counts)
-    yield from write(model, params, request, state, tokens, start, counts, keys)
+    yield from write(model, params, request, state, tokens, layout, start, counts, keys)
 
   return pieces()
 
@@ -205,6 +205,7 @@ def write(
   request: Request,
   state: State,
   tokens: Int[np.ndarray, 'B T'],
+  layout: Layout,
   start: Int[np.ndarray, 'B'],
   counts: Int[np.ndarray, 'B'],
   keys: Key[Array, 'M'],
@@ -216,7 +217,7 @@ def write(
   """
   stops = request.stops(model.config.vocab_size)
   limit = np.int32(request.max_new_tokens)
-  state, logits = prefill(model, params, request.draft, state, tokens, start, counts)
+  state, logits = prefill(model, params, request.draft, state, tokens, layout, start, counts)
   if len(keys) != len(counts):
     state, logits = repeated((state, logits), len(keys) // len(counts))
   state, drawn = begin(request.manner, state, logits, keys, stops, limit)

@@ -108,10 +108,10 @@ def fill(
       before = Filled(arrays[row], blanks[row], marks)
       spans = {place: before.span(place) for place in places[row][:number]}
       prompts.append(opened(arrays[row], places[row][number], marks, spans, running))
-    found = generate(
+    completions = generate(
       model, params, prompts, max_new_tokens=max_new_tokens, stop_ids=(*stop_ids, marks.end), context=context,
       seed=seed + number, **how,
     )  # fmt: skip
-    for row, completion in zip(rows, found, strict=True):
+    for row, completion in zip(rows, completions, strict=True):
       blanks[row][places[row][number]] = completion
   return [Filled(text, of, marks) for text, of in zip(arrays, blanks, strict=True)]

@@ -1,6 +1,6 @@
 """What decoding does on the device: read texts into a cache, then write on, a few candidates read in each step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from gpt_jax.decoding.acceptance import Rejection, Typical
-from gpt_jax.decoding.drafts import Draft, Text, node_layout, prompt_layout
+from gpt_jax.decoding.drafts import Draft, Text, node_layout
 from gpt_jax.decoding.sampling import Sampling, Seen
 from gpt_jax.decoding.tree import Tree
 from gpt_jax.models import masks
@@ -40,13 +40,47 @@ def bucket(length: int) -> int:
   return -(-length // step) * step
 
 
-def padded(texts: Sequence[Sequence[int] | Tokens]) -> tuple[Int[np.ndarray, 'B T'], Int[np.ndarray, 'B']]:
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """A prompt whose tokens do not all follow one another in a text: what of it stands in blanks, and where."""
+
+  tokens: Tokens
+  position: Int[np.ndarray, '_']
+  block: Int[np.ndarray, '_']
+  prefix: Bool[np.ndarray, '_']
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  def __iter__(self) -> Iterator[int]:
+    return iter(self.tokens.tolist())
+
+
+Prompt = Sequence[int] | Tokens | Placed
+
+
+def padded(texts: Sequence[Prompt]) -> tuple[Int[np.ndarray, 'B T'], Layout, Int[np.ndarray, 'B']]:
   """Texts as rows of one bucket, padding behind them, where the next tokens go; and how many tokens each has."""
   counts = np.array([len(text) for text in texts], np.int32)
   tokens = np.zeros((len(texts), bucket(int(counts.max()))), np.int32)
+  layout = prompt_layout(tokens, np.zeros_like(counts), counts)
   for row, text in enumerate(texts):
-    tokens[row, : len(text)] = text
-  return tokens, counts
+    if isinstance(text, Placed):
+      for name in ('position', 'block', 'prefix'):
+        getattr(layout, name)[row, : len(text)] = getattr(text, name)
+    tokens[row, : len(text)] = list(text)
+  return tokens, layout, counts
+
+
+def prompt_layout(
+  tokens: Int[Array | np.ndarray, 'B T'], start: Int[Array | np.ndarray, 'B'], count: Int[Array | np.ndarray, 'B']
+) -> Layout:
+  """Of tokens behind the first `start` of a text; those from `count` on are padding, and stand where the last does."""
+  start, count = np.asarray(start), np.asarray(count)
+  at = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+  real = at < count[:, None]
+  order, position = start[:, None] + at, start[:, None] + np.minimum(at, count[:, None] - 1)
+  return Layout(order, position, np.zeros_like(order), real.astype(np.int32), real)
 
 
 def unstacked(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
@@ -126,6 +160,7 @@ def prefill(
   draft: Draft,
   state: State,
   tokens: Int[Array, 'B T'],
+  layout: Layout,
   start: Int[Array, 'B'],
   count: Int[Array, 'B'],
 ) -> tuple[State, Float[Array, 'B V']]:
@@ -134,13 +169,13 @@ def prefill(
   What was held behind `start` is forgotten. The state holds all of each text in its cache, until `begin`.
   """
   cache = state.cache.rewound(start)
-  hidden, unembed, cache = _read(model, params, tokens, prompt_layout(tokens, start, count), cache)
+  hidden, unembed, cache = _read(model, params, tokens, layout, cache)
   last = jnp.take_along_axis(hidden, count[:, None, None] - 1, axis=1)[:, 0]
   state = dataclasses.replace(
     state,
     cache=cache.rewound(start + count),
     text=written(state.text, tokens, start),
-    draft=draft.read(state.draft, tokens, start, count, last),
+    draft=draft.read(state.draft, tokens, layout, start, count, last),
   )
   return state, unembed(last)
 
@@ -212,7 +247,7 @@ def _step(
   proposal = draft.propose(state.draft, text, sampling, draft_keys)
   nodes = jnp.concatenate([text.ending(1), proposal.tokens], axis=1)
 
-  layout = node_layout(at, np.array(tree.depths), text.end)
+  layout = node_layout(state.cache, np.array(tree.depths), text.end)
   hidden, unembed, cache = _read_tree(model, params, tree, nodes, layout, state.cache)
   logits = unembed(hidden)
   weighed = _processed(sampling, tree, logits, nodes, text)

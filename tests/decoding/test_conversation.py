@@ -21,7 +21,7 @@ def reads(monkeypatch):
   write = module.write
 
   def counted(*args):
-    seen.append(int(args[6][0]))
+    seen.append(int(args[7][0]))
     return write(*args)
 
   monkeypatch.setattr(module, 'write', counted)

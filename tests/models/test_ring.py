@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.decoding.drafts import prompt_layout
+from gpt_jax.decoding.steps import prompt_layout
 from gpt_jax.models.attention import Banded, Dense, Strided
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.positions import Rotary
