@@ -58,9 +58,7 @@ def marks(tokenizer: Tokenizer) -> Marks:
   return found
 
 
-def training(
-  config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks | None
-) -> tuple[list[Dataset], list[float]]:
+def training(config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks | None) -> tuple[list[Dataset], list[float]]:
   """What is learned from, and the weight of each in the mixture: rows of text, blanked or not, and instructions."""
   weights = language.weights_of(config['data'])
   if how is None:

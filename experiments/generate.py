@@ -15,10 +15,11 @@ from typing import Any, TextIO
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command, decoding_flags, language
+from experiments import blanks, command, decoding_flags, language
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.beam import beam_search
 from gpt_jax.decoding.generate import Completion, generate, joined, stream
+from gpt_jax.decoding.infilling import Filled
 from gpt_jax.types import UserError
 
 PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with; with --chat, a question')
@@ -51,6 +52,10 @@ def write(prompt: str) -> None:
   if NUM_SAMPLES.value > 1:
     raise UserError('--num_samples writes several texts: give --prompts=FILE.jsonl with --out=FILE.jsonl')
   trained, how = decoding_flags.load()
+  if trained.marks is not None:
+    (found,) = filled(trained, how, [prompt])
+    print(trained.decode(found.whole))
+    return
   ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
   pieces: list[Completion] = []
 
@@ -89,6 +94,9 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
   partial = out.with_name(out.name + '.partial')
   writable(partial).close()
   trained, how = decoding_flags.load()
+  if trained.marks is not None:
+    fill_all(trained, how, lines, out, partial)
+    return
   rows = [ids_of(trained, line) for line in lines]
   ends = trained.tokenizer.conventions.ends
   with writable(partial) as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
@@ -108,6 +116,35 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
         file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
       bar.update(len(batch))
   partial.replace(out)
+
+
+def fill_all(
+  trained: language.Trained,
+  how: Mapping[str, Any],
+  lines: Sequence[Mapping[str, Any]],
+  out: pathlib.Path,
+  partial: pathlib.Path,
+) -> None:
+  """A line for each prompt, in order: `completion` is all of it with its blanks filled, `blanks` what was put there."""
+  with writable(partial) as file, tqdm(total=len(lines), unit='prompt', disable=None) as bar:
+    for first in range(0, len(lines), BATCH_SIZE.value):
+      batch = lines[first : first + BATCH_SIZE.value]
+      for line, found in zip(batch, filled(trained, how, [line['prompt'] for line in batch]), strict=True):
+        blanks_of = [trained.decode(found.span(place)) for place in found.blanks]
+        said = {'completion': trained.decode(found.whole), 'blanks': blanks_of}
+        file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
+      bar.update(len(batch))
+  partial.replace(out)
+
+
+def filled(trained: language.Trained, how: Mapping[str, Any], texts: Sequence[str]) -> list[Filled]:
+  """Texts with their blanks filled."""
+  for flag in (flags.FLAGS[name] for name in ('num_beams', 'num_samples', 'chat')):
+    if flag.present and flag.value:
+      raise UserError(f'--{flag.name} does not go with a model that fills blanks: leave it out')
+  return blanks.fill_texts(
+    trained.model, trained.params, trained.tokenizer, texts, trained.context, seed=decoding_flags.SEED.value, **how
+  )
 
 
 def check_beams() -> None:

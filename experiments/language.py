@@ -9,7 +9,8 @@ import jax
 
 from gpt_jax.data import assets, tokenizers
 from gpt_jax.data.conventions import ChatTemplate, Message
-from gpt_jax.data.rows import Rows, head, in_order, tokenize
+from gpt_jax.data.infilling import KINDS, LeftToRight, Marks, marks_of, with_marks
+from gpt_jax.data.rows import Dataset, Rows, head, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
@@ -47,6 +48,11 @@ def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> Transformer
   return from_config(model)
 
 
+def fills_blanks(config: Mapping[str, Any]) -> bool:
+  """Whether a run learns to fill blanks, and not to write from left to right."""
+  return any(config.get('infilling', {}).get(kind) for kind in KINDS)
+
+
 def beginning(
   config: Mapping[str, Any], workdir: str | None = None
 ) -> tuple[TransformerConfig, Tokenizer, 'Weights | None']:
@@ -63,6 +69,7 @@ def beginning(
     tokenizer = tokenizers.tokenizer(
       config['data']['tokenizer'], sources_of(config['data']), config['data']['held_out']
     )
+    tokenizer = with_marks(tokenizer) if fills_blanks(config) else tokenizer
     return model_config(config, tokenizer), tokenizer, None
   if workdir is not None and latest_step(workdir) is not None and (pathlib.Path(workdir) / MODEL_FILE).exists():
     folder = pathlib.Path(workdir)
@@ -187,6 +194,12 @@ class Trained:
   def begin(self) -> tuple[int, ...]:
     """What stood before every text in training."""
     return _begin(self.tokenizer, self.config)
+
+  @property
+  def marks(self) -> Marks | None:
+    """What blanks are written with, of a model that fills them: it reads both ways, and its vocabulary has marks."""
+    reads_both_ways = any(pattern.mask.looks_ahead for pattern in self.model.config.attention)
+    return marks_of(self.tokenizer) if reads_both_ways else None
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of tokens."""
@@ -371,7 +384,7 @@ Evaluation = Callable[[Params], dict[str, float]]
 
 def validation(
   model: LanguageModel,
-  held_out: list[Rows],
+  held_out: Sequence[Rows] | Sequence[LeftToRight],
   batch_size: int,
   place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Evaluation:
@@ -379,8 +392,18 @@ def validation(
 
   Bytes are all of the text's, also of the first token of a text, or of a document apart, which nothing predicts.
   """
+  return measured(model, held_out, batch_size, place, sum(rows.stream.num_bytes for rows in held_out))
+
+
+def measured(
+  model: LanguageModel,
+  held_out: Sequence[Dataset],
+  batch_size: int,
+  place: Callable[[Batch], Batch] = lambda batch: batch,
+  num_bytes: int | None = None,
+) -> Evaluation:
+  """Loss in nats a token and perplexity of rows, and bits per byte where there are so many."""
   loss_fn = next_token_loss(model)
-  num_bytes = sum(rows.stream.num_bytes for rows in held_out)
 
   def evaluation(params: Params) -> dict[str, float]:
     hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}

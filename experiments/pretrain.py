@@ -11,8 +11,9 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from experiments import command, language
+from experiments import blanks, command, language
 from gpt_jax.data import mixture, tokenizers
+from gpt_jax.data.infilling import text_context
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
@@ -34,13 +35,14 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
   language.check(config, workdir)
   prepare(workdir, config)
-  data, context = config['data'], config['context']
+  context = config['context']
   cfg, tokenizer, weights = language.beginning(config, workdir)
   tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
   if weights is not None:
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
   language.check_context(cfg, context)
-  rows = language.rows(config, tokenizer, 'train', drop_remainder=True)
+  how = blanks.of_config(config, cfg)
+  rows, weights_of_rows = blanks.training(config, tokenizer, how)
 
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   loss = dict(config['loss'])
@@ -51,7 +53,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   batches = mixture.prefetched(
     mixture.batches(
       rows,
-      language.weights_of(data),
+      weights_of_rows,
       ramp.start,
       config['seed'],
       host=jax.process_index(),
@@ -61,14 +63,17 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
 
   def validation(context: int) -> language.Evaluation:
     num_tokens = config['eval_rows'] * config['context']
-    held_out = language.rows(
-      config, tokenizer, 'validation', drop_remainder=False, num_tokens=num_tokens, context=context
-    )
-    return language.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)
+    size = context if how is None else text_context(context)
+    held_out = language.rows(config, tokenizer, 'validation', drop_remainder=False, num_tokens=num_tokens, context=size)
+    texts = held_out if how is None else blanks.left_to_right(held_out, tokenizer, cfg)
+    return language.validation(evaluated, texts, config['eval_batch_size'], placement.batch)
 
   evaluations = {'validation': validation(context)}
+  if how is not None:
+    filled = blanks.blanked(config, tokenizer, how, 'validation')
+    evaluations['blanks'] = language.measured(evaluated, filled, config['eval_batch_size'], placement.batch)
   if config['sample']['prompt']:
-    evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'])
+    evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'], how is not None)
   flops = training_flops(cfg, context)
 
   def summary(params: Params) -> dict[str, Any]:
@@ -103,19 +108,23 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     print(f'  python -m experiments.generate --model={workdir} --prompt="{config["sample"]["prompt"] or "Once"}"')
 
 
-def sampled(model: LanguageModel, tokenizer: tokenizers.Tokenizer, sample: Mapping[str, Any]) -> language.Evaluation:
+def sampled(
+  model: LanguageModel, tokenizer: tokenizers.Tokenizer, sample: Mapping[str, Any], fills_blanks: bool
+) -> language.Evaluation:
   """Prints what the model writes after a prompt: no number, but the first thing to look at."""
 
   def evaluation(params: Params) -> dict[str, float]:
-    prompt = tokenizer.encode(sample['prompt'])
-    (completion,) = generate(
-      model,
-      params,
-      [prompt],
-      max_new_tokens=sample['max_new_tokens'],
-      sampling=Sampling(temperature=sample['temperature']),
-    )
-    print('-' * 80, tokenizers.decode(tokenizer, [*prompt, *completion.tokens]).strip(), '-' * 80, sep='\n', flush=True)
+    how: dict[str, Any] = {
+      'max_new_tokens': sample['max_new_tokens'], 'sampling': Sampling(temperature=sample['temperature']),
+    }  # fmt: skip
+    if fills_blanks:
+      (filled,) = blanks.fill_texts(model, params, tokenizer, [sample['prompt']], **how)
+      text = filled.whole
+    else:
+      prompt = tokenizer.encode(sample['prompt'])
+      (completion,) = generate(model, params, [prompt], **how)
+      text = [*prompt, *completion.tokens]
+    print('-' * 80, tokenizers.decode(tokenizer, text).strip(), '-' * 80, sep='\n', flush=True)
     return {}
 
   return evaluation

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import command, demonstrations, language, preferences
+from experiments import blanks, command, demonstrations, language, preferences
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.data.rows import Dataset
 from gpt_jax.data.tokenizers import Tokenizer
@@ -34,12 +34,8 @@ Source = tuple[Tokenizer, list[Dataset], list[float]]
 
 def _pretrain(config: Mapping[str, Any]) -> Source:
   language.check(config)
-  tokenizer = language.beginning(config)[1]
-  return (
-    tokenizer,
-    list(language.rows(config, tokenizer, 'train', drop_remainder=True)),
-    language.weights_of(config['data']),
-  )
+  model, tokenizer, _ = language.beginning(config)
+  return tokenizer, *blanks.training(config, tokenizer, blanks.of_config(config, model))
 
 
 def _instruct(config: Mapping[str, Any]) -> Source:
@@ -70,7 +66,8 @@ def texts(batch: Batch, row: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]
       tokens, said = (batch[name][row, place, :length] for name in ('tokens', 'said'))
       yield f'{batch["scores"][row, place]:g}: ', tokens, said > 0
     return
-  tokens, weights = batch['tokens'][row], batch['weights'][row]
+  weights = batch['weights'][row]
+  tokens = np.where(weights > 0, batch.get('labels', batch['tokens'])[row], batch['tokens'][row])
   segments = batch['layout'].segment[row] if 'layout' in batch else np.ones_like(tokens)
   for segment in range(1, int(segments.max()) + 1):
     within = segments == segment

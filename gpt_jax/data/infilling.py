@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax.data.answers import Taught
 from gpt_jax.data.rows import Rows
-from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.data.tokenizers import Tokenizer, with_special
 from gpt_jax.types import Batch, Layout, UserError
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +61,15 @@ def _number(tokenizer: Tokenizer, name: str) -> int | None:
   return int(ids[0]) if len(ids) == 1 else None
 
 
+def with_marks(tokenizer: Tokenizer) -> Tokenizer:
+  """The vocabulary with marks behind its tokens, where it has none.
+
+  Raises:
+    UserError: it takes no more tokens.
+  """
+  return tokenizer if marks_of(tokenizer) else with_special(tokenizer, [names[0] for names in NAMES.values()])
+
+
 SENTENCE_ENDS = '.?!;:…。？！；：'
 
 
@@ -71,6 +80,10 @@ def sentence_ends(tokenizer: Tokenizer) -> Bool[np.ndarray, 'V']:
   if tokenizer.end_of_text is not None:
     ends[tokenizer.end_of_text] = True
   return ends
+
+
+KINDS = ('word', 'sentence', 'document')
+"""Of blanks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,7 @@ class Blanks:
 
   def __post_init__(self) -> None:
     refuse = lambda name, what: UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
-    for name in ('word', 'sentence', 'document'):
+    for name in KINDS:
       if getattr(self, name) < 0:
         raise refuse(name, 'a share, at least 0')
     if not self.word + self.sentence + self.document > 0:
@@ -376,6 +389,7 @@ class LeftToRight:
   def __init__(self, rows: Rows, marks: Marks, running: bool = False):
     self.rows, self.marks, self.running = rows, marks, running
     self.context = rows.context + 2
+    self.stream = rows.stream
 
   def __len__(self) -> int:
     return len(self.rows)

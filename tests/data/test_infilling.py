@@ -112,7 +112,7 @@ def test_rows_equal_brute_force_over_random_documents():
 
 
 def test_spans_of_words_are_drawn_as_stated():
-  """A million spans: lengths Poisson from 1 to 39, 15% of a text and little more, places uniform, never side by side."""
+  """A million spans: lengths Poisson from 1 to 39, 15% of a text and little more, places uniform, none side by side."""
   how, size, texts = Blanks(), 256, 80_000
   draws = np.random.default_rng(1).random((texts, 2 * how.most(size) + size + 1))
   blanks = draw_words(how, draws, size)
@@ -198,7 +198,8 @@ def test_rows_are_a_function_of_seed_step_and_row():
   source = batches([rows], [1.0], 4, seed=0)
   assert same(source(3), source(3)) and not same(source(3), source(4))
   halves = [batches([rows], [1.0], 4, seed=0, host=host, hosts=2)(3) for host in range(2)]
-  assert same(source(3), {key: np.concatenate([half[key] for half in halves]) for key in ('tokens', 'labels', 'weights')})
+  keys = ('tokens', 'labels', 'weights')
+  assert same(source(3), {key: np.concatenate([half[key] for half in halves]) for key in keys})
 
 
 def restored(row, layout, window):
@@ -223,7 +224,8 @@ def test_every_kind_of_row_restores_its_text(windows):
   pieces = rows.rows.batch(np.arange(30))['tokens']
   kinds = set()
   for row in range(30):
-    one = dataclasses.replace(layout, **{f: getattr(layout, f)[row] for f in ('position', 'block', 'segment', 'prefix')})
+    fields = ('position', 'block', 'segment', 'prefix')
+    one = dataclasses.replace(layout, **{name: getattr(layout, name)[row] for name in fields})
     masks = {int(token) for token in batch['tokens'][row] if token in (90, 91, 92)}
     kinds |= masks
     whole = ' '.join(map(str, pieces[row]))
@@ -330,5 +332,5 @@ def test_what_can_not_be_is_refused(fields, message):
 
 
 def test_rows_too_short_for_a_blank_are_refused():
-  with pytest.raises(UserError, match='config.context = 16, of 2 windows, is too short'):
+  with pytest.raises(UserError, match='16, of 2 windows, is too short for blanks'):
     made(Blanks(windows=2), context=16)

@@ -1,0 +1,159 @@
+"""How well models fill blanks: of held-out text what stood there, or of questions the right one of several answers.
+
+python -m experiments.cloze --models=runs/glm,runs/causal --source=asset:gutenberg [--texts=256] [--size=100]
+python -m experiments.cloze --models=runs/glm --questions=FILE.jsonl
+
+Of every text one span is blanked, Poisson in length. A model that fills blanks reads both sides of it; another reads
+what stands before it, and is told how long it is. A line of questions is {"prompt": text with [MASK], "options":
+[texts], "answer": text}.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+import numpy as np
+from tabulate import tabulate
+
+from experiments import blanks, command, language
+from gpt_jax.data.infilling import Blanks, blanked
+from gpt_jax.data.rows import Rows, one_text, tokenize
+from gpt_jax.data.sources import documents
+from gpt_jax.evaluation.cloze import Filling, choice_logprobs, filling
+from gpt_jax.types import Batch, UserError
+
+MODELS = flags.DEFINE_list('models', None, f'by commas, each {language.MODEL}')
+SOURCE = flags.DEFINE_list('source', None, 'of texts, by commas: asset:NAME, file:PATH, tfds:NAME or hf:NAME')
+SPLIT = flags.DEFINE_enum('split', 'validation', ['train', 'validation'], 'of the source')
+HELD_OUT = flags.DEFINE_float('held_out', 0.1, 'fraction, where the source has no validation split of its own')
+TEXTS = flags.DEFINE_integer('texts', 256, 'from all over the source, at most', lower_bound=1)
+SIZE = flags.DEFINE_integer('size', 100, 'tokens of a text, by the vocabulary of the first model', lower_bound=16)
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'texts at a time', lower_bound=1)
+SEED = flags.DEFINE_integer('seed', 0, 'of the blanks')
+QUESTIONS = flags.DEFINE_string('questions', None, 'a file of JSON lines')
+
+
+def main(_: Any) -> None:
+  models = [(name, language.load(name)) for name in command.required(MODELS)]
+  if (QUESTIONS.value is None) == (SOURCE.value is None):
+    raise UserError('give --source, of texts whose blanks are filled, or --questions=FILE.jsonl')
+  if QUESTIONS.value is not None:
+    asked = read_questions(pathlib.Path(QUESTIONS.value))
+    print(tabulate([[name, answered(model, asked)] for name, model in models], ['model', 'right'], floatfmt='.3f'))
+    return
+  table = []
+  for source in command.required(SOURCE):
+    spans = drawn(source, models[0][1])
+    for name, model in models:
+      found = dataclasses.asdict(filled(model, spans))
+      table.append({'source': source, 'model': name, **found, 'reads': 'both sides' if model.marks else 'the left'})
+  print(tabulate(table, 'keys', floatfmt='.3f'))
+  print(json.dumps(table))
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A text, and the span of it that is blanked."""
+
+  before: str
+  inside: str
+  behind: str
+
+
+def drawn(source: str, model: language.Trained) -> list[Span]:
+  """Texts of a source with one blank each, as characters."""
+  stream = tokenize(documents(source, SPLIT.value, HELD_OUT.value), model.tokenizer)
+  rows = Rows(stream, SIZE.value - 1)
+  texts = rows.batch(np.linspace(0, len(rows) - 1, min(TEXTS.value, len(rows))).astype(int))['tokens']
+  generator, how = np.random.default_rng(SEED.value), Blanks()
+  lengths = 1 + np.searchsorted(np.cumsum(how.lengths)[:-1], generator.random(len(texts)), 'right')
+  starts = (generator.random(len(texts)) * (SIZE.value - lengths - 1)).astype(int) + 1
+  found = []
+  for text, start, length in zip(texts, starts, lengths, strict=True):
+    parts = [model.decode(part.tolist()) for part in np.split(text, [start, start + length])]
+    if '\ufffd' not in ''.join(parts) and parts[1]:  # whole characters alone
+      found.append(Span(*parts))
+  return found
+
+
+def filled(model: language.Trained, spans: Sequence[Span]) -> Filling:
+  """How well a model fills the blanks."""
+  make = _before_and_inside if model.marks is None else _with_blanks
+  batches = (make(model, spans[first : first + BATCH_SIZE.value]) for first in range(0, len(spans), BATCH_SIZE.value))
+  return filling(model.model, model.params, batches, None if model.marks is None else model.marks.end)
+
+
+def _with_blanks(model: language.Trained, spans: Sequence[Span]) -> Batch:
+  marks = blanks.marks(model.tokenizer)
+  parts = [[model.tokenizer.encode(part) for part in (span.before, span.inside, span.behind)] for span in spans]
+  counts = np.array([sum(map(len, three)) for three in parts])
+  length = _room(int(counts.max()) + 2)
+  text, blank = np.zeros((2, len(spans), int(counts.max())), int)
+  for row, (before, inside, behind) in enumerate(parts):
+    text[row, : counts[row]] = np.concatenate([before, inside, behind])
+    blank[row, len(before) : len(before) + len(inside)] = 1
+  turns, masks = np.zeros((len(spans), 1)), np.full(len(spans), marks.word)
+  return blanked(text, counts, blank, turns, masks, marks, length)
+
+
+def _before_and_inside(model: language.Trained, spans: Sequence[Span]) -> Batch:
+  parts = [[model.tokenizer.encode(part) for part in (span.before, span.inside)] for span in spans]
+  begin = list(model.begin)
+  length = _room(max(len(begin) + len(a) + len(b) for a, b in parts))
+  tokens, weights = np.zeros((len(spans), length), np.int32), np.zeros((len(spans), length), np.float32)
+  real = np.zeros((len(spans), length), bool)
+  for row, (before, inside) in enumerate(parts):
+    ids = [*begin, *before, *inside]
+    tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
+    weights[row, len(ids) - len(inside) : len(ids)] = 1
+  return {'tokens': tokens, 'weights': weights, 'layout': one_text(real)}
+
+
+def _room(length: int) -> int:
+  """So that few shapes are compiled."""
+  return -(-length // 32) * 32
+
+
+def read_questions(path: pathlib.Path) -> list[Mapping[str, Any]]:
+  """The questions of a file.
+
+  Raises:
+    UserError: it names the line that is none.
+  """
+  try:
+    lines = path.read_text().splitlines()
+  except OSError as error:
+    raise UserError(f'--questions={path} can not be read: {error.strerror}') from None
+  return list(_questions(path, lines))
+
+
+def _questions(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+  for number, text in enumerate(lines, 1):
+    try:
+      line = json.loads(text)
+      fits = isinstance(line['prompt'], str) and line['answer'] in line['options'] and all(line['options'])
+    except (ValueError, KeyError, TypeError):
+      fits = False
+    if not fits:
+      raise UserError(f'{path}, line {number}: expected "prompt", "options" and the "answer" that is one of them')
+    yield line
+
+
+def answered(model: language.Trained, questions: Sequence[Mapping[str, Any]]) -> float:
+  """The share of questions of which the right option is the likeliest."""
+  marks = blanks.marks(model.tokenizer)
+  right = 0
+  for line in questions:
+    ids = [model.tokenizer.encode(option).tolist() for option in line['options']]
+    question = model.tokenizer.encode_special(line['prompt']).tolist()
+    runs = blanks.runs_on(model.model.config)
+    found = choice_logprobs(model.model, model.params, [question], ids, marks, runs)[0]
+    right += line['options'][int(found.argmax())] == line['answer']
+  return right / len(questions)
+
+
+if __name__ == '__main__':
+  command.run(main)

@@ -1,0 +1,110 @@
+"""Blanks as questions: how well a model finds what stood in one, and which of several answers it would put there."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from gpt_jax.data.infilling import Marks
+from gpt_jax.decoding.infilling import opened
+from gpt_jax.decoding.steps import Placed, padded
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.objectives.likelihood import next_token
+from gpt_jax.types import Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Filling:
+  """How well blanks of some texts were filled, one blank a text."""
+
+  loss: float
+  """Nats a token of what stood there, those before it in the blank known."""
+  accuracy: float
+  """Of those tokens, how many are the likeliest."""
+  exact_match: float
+  """Blanks that greedy decoding fills with just what stood there, given how many tokens that is."""
+  exact_match_with_end: float
+  """The same, where the model says itself where a blank ends."""
+  blanks: int
+
+
+def filling(model: LanguageModel, params: Params, batches: Iterable[Batch], end: int | None = None) -> Filling:
+  """Of batches whose weights are 1 at what stood in a blank and, where labels are `end`, behind it.
+
+  Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it.
+  """
+  nats, hits, tokens, exact, ended, blanks = 0.0, 0, 0, 0, 0, 0
+  for batch in batches:
+    logprobs, likeliest, targets, counted = jax.device_get(_at_targets(model, params, batch))
+    of_text = (counted > 0) & (targets != (-1 if end is None else end))
+    row = counted.any(axis=1)
+    nats -= float(logprobs[of_text].sum())
+    hits, tokens = hits + int(likeliest[of_text].sum()), tokens + int(of_text.sum())
+    exact += int((row & (likeliest | ~of_text).all(axis=1)).sum())
+    ended += int((row & (likeliest | (counted == 0)).all(axis=1)).sum())
+    blanks += int(row.sum())
+  if not tokens:
+    raise UserError('no text has a blank')
+  return Filling(nats / tokens, hits / tokens, exact / blanks, ended / blanks, blanks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_targets(
+  model: LanguageModel, params: Params, batch: Batch
+) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T'], Int[Array, 'B T'], Float[Array, 'B T']]:
+  """log p of what is to be predicted, whether nothing is likelier, what it is, and what it weighs."""
+  inputs, layout, targets, weights = next_token(batch)
+  result: Any = model.apply(params, inputs, layout)
+  logprobs = jnp.take_along_axis(jax.nn.log_softmax(result[0]), targets[..., None], axis=-1)[..., 0]
+  return logprobs, jnp.argmax(result[0], axis=-1) == targets, targets, weights
+
+
+def choice_logprobs(
+  model: LanguageModel,
+  params: Params,
+  questions: Sequence[Sequence[int]],
+  options: Sequence[Sequence[int]],
+  marks: Marks,
+  running: bool = False,
+) -> Float[np.ndarray, 'Q O']:
+  """log p that the first blank of each question holds each option: classification by a verbalizer (GLM, equation 3).
+
+  That is of all its tokens and of the end behind them, so that long options are not favoured, nor short ones.
+
+  Raises:
+    UserError: a question without a blank, or no option.
+  """
+  if not options or not all(map(len, options)):
+    raise UserError('options: give at least one, none of them empty')
+  rows: list[Placed] = []
+  for number, question in enumerate(questions):
+    place = next((place for place, token in enumerate(question) if token in marks.masks), None)
+    if place is None:
+      raise UserError(f'questions[{number}] has no blank: write [MASK] in it')
+    asked = opened(question, place, marks, running=running)
+    rows += [_answered(asked, option, marks.end) for option in options]
+  tokens, layout, counts = padded(rows)
+  before = counts - np.tile([len(option) + 1 for option in options], len(questions))
+  at = np.arange(tokens.shape[1])
+  weights = ((at >= before[:, None]) & (at < counts[:, None])).astype(np.float32)
+  batch = {'tokens': tokens, 'weights': weights, 'layout': layout}
+  logprobs, *_ = jax.device_get(_at_targets(model, params, batch))
+  return (logprobs * weights[:, 1:]).sum(axis=1).reshape(len(questions), len(options))
+
+
+def _answered(asked: Placed, option: Sequence[int], end: int) -> Placed:
+  """A question with an option in its blank, and the end behind it."""
+  more = np.arange(1, len(option) + 2)
+  inside = int(asked.block[-1]) > 0
+  return dataclasses.replace(
+    asked,
+    tokens=np.append(asked.tokens, [*option, end]).astype(np.int32),
+    position=np.append(asked.position, asked.position[-1] + more * (not inside)).astype(np.int32),
+    block=np.append(asked.block, (asked.block[-1] + more) * inside).astype(np.int32),
+    prefix=np.append(asked.prefix, np.zeros(len(more), bool)),
+  )
