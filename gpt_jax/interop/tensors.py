@@ -93,13 +93,13 @@ def _assemble(
 def disassemble(layout: Layout, config: TransformerConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
   """Every tensor of a layout in float32, or integers as they are, by its name there, made when it is asked for."""
   ours = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-  for entry, layer in _places(layout, config):
+  for name, entry, layer in _places(layout, config):
     parts = []
     for path in entry.ours:
       array = _of_layer(ours, path, layer, len(config.attention))
       dtype = np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
       parts.append(np.asarray(array, dtype).reshape(flattened(path, array.shape)))
-    yield entry.theirs.format(layer), np.ascontiguousarray(entry.form.write(parts))
+    yield name, np.ascontiguousarray(entry.form.write(parts))
 
 
 def narrowed(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
@@ -115,11 +115,11 @@ def narrowed(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
   return narrow
 
 
-def _places(layout: Layout, config: TransformerConfig) -> Iterator[tuple[Entry, int | None]]:
-  """Every tensor of a model, as an entry and the number of a layer, if it is of one."""
+def _places(layout: Layout, config: TransformerConfig) -> Iterator[tuple[str, Entry, int | None]]:
+  """Every tensor of a model by name, with its entry and the number of a layer of ours, if it is of one."""
   for entry in layout.entries(config):
     for layer in range(config.num_layers) if '{}' in entry.theirs else (None,):
-      yield entry, layer
+      yield entry.name(layer, config.num_layers), entry, layer
 
 
 def _of_layer(ours: Mapping[str, Any], path: str, layer: int | None, period: int) -> Any:
@@ -138,12 +138,12 @@ class _Source:
     self.name = name
     self.tensors = {name: read for name, read in tensors.items() if not re.search(layout.ignored, name)}
     # All are there and no others: known before any is read, and before a model of absurd depth is thought through.
-    wanted = {self._found(entry.theirs.format(layer)) for entry, layer in _places(layout, model.config)}
+    wanted = {self._found(theirs) for theirs, _, _ in _places(layout, model.config)}
     # A head that repeats the embeddings is no parameter.
     left = set(self.tensors) - wanted - ({layout.head} if model.config.tie_embeddings else set())
     if left:
       raise UserError(f'{name} has {min(left)}, for which the model of its configuration has no place')
-    self.period = len(model.config.attention)
+    self.period, self.num_layers = len(model.config.attention), model.config.num_layers
     entries = layout.entries(model.config)
     self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
     self.shapes: dict[str, Shape] = {}
@@ -174,7 +174,7 @@ class _Source:
     if inner not in self.holds:
       raise UserError(f'{self.name}: its layout has no place for our {inner}')
     entry, place = self.holds[inner]
-    name = self._found(entry.theirs.format(layer))
+    name = self._found(entry.name(layer, self.num_layers))
     try:
       part = entry.form.read(self.tensors[name](), [self.shapes[path] for path in entry.ours])[place]
       if np.issubdtype(self.dtypes[inner], np.integer) and part.dtype != self.dtypes[inner]:

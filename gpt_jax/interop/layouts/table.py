@@ -27,6 +27,14 @@ class Entry(NamedTuple):
   theirs: str
   ours: tuple[str, ...]
   form: Form
+  last: str | None = None
+  """Where a layer of ours has what stands in the next one of theirs: the tensor that the last layer has."""
+
+  def name(self, layer: int | None, num_layers: int) -> str:
+    """Of the tensor that holds what this layer of ours has; None: what no layer has."""
+    if self.last is None or layer is None:
+      return self.theirs.format(layer)
+    return self.last if layer == num_layers - 1 else self.theirs.format(layer + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +159,9 @@ def linear(theirs: str, *ours: str, bias: bool, form: Form = Transposed()) -> li
   return [Entry(f'{theirs}.{a}', tuple(f'{part}/{b}' for part in ours), form) for a, b in kinds.items()]
 
 
-def layer_norm(theirs: str, ours: str) -> list[Entry]:
-  return [Entry(f'{theirs}.{a}', (f'{ours}/{b}',), Same()) for a, b in (('weight', 'scale'), ('bias', 'bias'))]
+def layer_norm(theirs: str, ours: str, last: str | None = None) -> list[Entry]:
+  kinds = (('weight', 'scale'), ('bias', 'bias'))
+  return [Entry(f'{theirs}.{a}', (f'{ours}/{b}',), Same(), last and f'{last}.{a}') for a, b in kinds]
 
 
 def head(config: TransformerConfig, theirs: str = HEAD) -> list[Entry]:
