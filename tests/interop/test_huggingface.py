@@ -15,7 +15,7 @@ from gpt_jax.interop import huggingface
 from gpt_jax.interop.forms import Interleaved, Transposed
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
-from gpt_jax.models.positions import Alibi, FalconAlibi, Rotary
+from gpt_jax.models.positions import Alibi, FalconAlibi, LinearScaling, Rotary
 from gpt_jax.models.residual import Parallel, PreNorm
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.sharding import Placement, make_mesh
@@ -45,6 +45,7 @@ WRITTEN = {
   'chatglm2_6b as itself': ('chatglm2_6b', 'chatglm', {}),
   'chatglm3, longer': ('chatglm2_6b', 'chatglm', {'rotation': Rotary(500_000.0, fraction=0.5), 'qkv_bias': False}),
   'chatglm with every bias': ('chatglm2_6b', 'chatglm', {'use_bias': True}),
+  'chatglm2, divided places': ('chatglm2_6b', 'chatglm', {'rotation': Rotary(fraction=0.5, scaling=LinearScaling(4))}),
   'glm tied, a quarter turned': ('chatglm2_6b', 'glm', {'rotation': Rotary(fraction=0.25), 'tie_embeddings': True}),
   'falcon rw': ('falcon_7b', 'falcon', {**FALCON_RW, 'num_kv_heads': 4}),
   'falcon rw, multi-query': ('falcon_7b', 'falcon', FALCON_RW),
@@ -109,6 +110,17 @@ def test_published_configs_are_our_families(tmp_path):
     assert ours == theirs, name
     for field in ('mlp', 'residual', 'norm', 'rotation', 'tie_embeddings', 'use_bias', 'attention'):
       assert getattr(read, field) == getattr(FAMILIES[name], field), (name, field)
+
+
+def test_a_rope_ratio_divides_places_in_chatglm2_alone(tmp_path):
+  folder = saved(tmp_path, 'chatglm2_6b', 'chatglm')
+  for name, rotation in {
+    'THUDM/chatglm2-6b-32k': Rotary(fraction=0.5, scaling=LinearScaling(4)),
+    'THUDM/chatglm3-6b-32k': Rotary(40_000.0, fraction=0.5),
+    'absent': Rotary(40_000.0, fraction=0.5),
+  }.items():
+    reconfigured(folder, _name_or_path=name, rope_ratio=4)
+    assert huggingface.read(folder).config.rotation == rotation, name
 
 
 def test_the_published_config_of_falcon_rw_has_its_alibi(tmp_path):
@@ -292,9 +304,6 @@ def test_a_wrong_folder_is_one_line(name, tmp_path):
 FOREIGN = {  # a model as it is written, fields of its configuration, and what is said of them
   'first ChatGLM': ('chatglm', {'position_encoding_2d': True}, 'position_encoding_2d is of the first ChatGLM-6B'),
   'first ChatGLM, wide': ('chatglm', {'inner_hidden_size': 128}, 'inner_hidden_size is of the first ChatGLM-6B'),
-  'divided places': (
-    'chatglm', {'_name_or_path': 'THUDM/chatglm2-6b-32k', 'rope_ratio': 4}, 'rope_ratio = 4 divides places'
-  ),
   'integers': ('chatglm', {'quantization_bit': 4}, 'quantization_bit = 4 is not supported'),
   'norms': ('chatglm', {'rmsnorm': False}, 'rmsnorm = False is not supported'),
   'no groups': ('chatglm', {'multi_query_attention': 'absent'}, 'multi_query_attention = False is not supported'),

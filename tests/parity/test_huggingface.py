@@ -90,6 +90,7 @@ MODELS = {
   'chatglm rope ratio, no biases, multi-query': (
     'ChatGLM', {**GLM, 'attention_bias': False, 'num_key_value_heads': 1, 'rope_theta': 500_000.0},
   ),
+  'chatglm divided places': ('ChatGLM', {**GLM, 'rope_parameters': {**LINEAR, 'partial_rotary_factor': 0.5}}),
   'chatglm multi-head, small heads': ('ChatGLM', {**GLM, 'head_dim': 8, 'num_key_value_heads': 6}),
 }  # fmt: skip
 ALIBI = [name for name, (_, fields) in MODELS.items() if fields.get('alibi')]
@@ -122,6 +123,7 @@ CHATGLM = {
 def save_as_chatglm(model: 'transformers.PreTrainedModel', folder: pathlib.Path) -> None:
   """As the code released with ChatGLM2's weights would have saved the same model."""
   config, theirs, tensors = model.config, model.state_dict(), {}
+  rope = config.rope_parameters
   for name, tensor in theirs.items():
     if '.k_proj' in name or '.v_proj' in name:
       continue
@@ -137,8 +139,10 @@ def save_as_chatglm(model: 'transformers.PreTrainedModel', folder: pathlib.Path)
     'layernorm_epsilon': config.rms_norm_eps, 'rmsnorm': True, 'multi_query_attention': True,
     'multi_query_group_num': config.num_key_value_heads, 'add_qkv_bias': config.attention_bias,
     'add_bias_linear': False, 'post_layer_norm': True, 'apply_residual_connection_post_layernorm': False,
-    'original_rope': True, 'rope_ratio': config.rope_parameters['rope_theta'] / 10_000,
+    'original_rope': True, 'rope_ratio': rope['rope_theta'] / 10_000,
   }  # fmt: skip
+  if rope['rope_type'] == 'linear':
+    fields |= {'rope_ratio': rope['factor'], '_name_or_path': 'THUDM/chatglm2-6b-32k'}
   (folder / 'config.json').write_text(json.dumps(fields))
 
 

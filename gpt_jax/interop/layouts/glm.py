@@ -20,7 +20,7 @@ from gpt_jax.interop.layouts.table import (
 )
 from gpt_jax.models.initialization import Normal
 from gpt_jax.models.parts import PARTS
-from gpt_jax.models.positions import Rotary
+from gpt_jax.models.positions import LinearScaling, Rotary
 from gpt_jax.models.residual import PreNorm
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import UserError
@@ -113,27 +113,32 @@ def _chatglm(config: Json) -> TransformerConfig:
     raise UserError(f'config.json: {min(first)} is of the first ChatGLM-6B: only ChatGLM2 and later are supported')
   only({'multi_query_attention': False, **config}, **CHATGLM)
   ratio, bias = config.get('rope_ratio', 1), config.get('add_bias_linear', False)
-  if 'chatglm2' in str(config.get('_name_or_path')).lower() and ratio != 1:
-    raise UserError(f'config.json: rope_ratio = {ratio!r} divides places in ChatGLM2-6B-32K, which is not supported')
+  # What the code of ChatGLM2-6B-32K divides places by, that of later models multiplies the base with.
+  divided = 'chatglm2' in str(config.get('_name_or_path')).lower() and ratio != 1
+  rotation = Rotary(fraction=0.5, scaling=LinearScaling(ratio)) if divided else Rotary(10_000.0 * ratio, fraction=0.5)
   width = config.get('kv_channels') or config['hidden_size'] // config['num_attention_heads']
   _turned(width, 0.5)
   return TransformerConfig(
     vocab_size=config['padded_vocab_size'], num_layers=config['num_layers'], model_dim=config['hidden_size'],
     num_heads=config['num_attention_heads'], num_kv_heads=config['multi_query_group_num'], head_dim=width,
     mlp=feed_forward(GATED, 'activation', 'silu', config['ffn_hidden_size']), residual=PreNorm(),
-    norm=PARTS['norm']['rms'](epsilon=config['layernorm_epsilon']), rotation=Rotary(10_000.0 * ratio, fraction=0.5),
+    norm=PARTS['norm']['rms'](epsilon=config['layernorm_epsilon']), rotation=rotation,
     init=Normal(0.02), use_bias=bias, qkv_bias=bias or config.get('add_qkv_bias', False), tie_embeddings=False,
   )  # fmt: skip
 
 
 def _chatglm_fields(config: TransformerConfig) -> dict[str, Any]:
+  scaling = getattr(config.rotation, 'scaling', None)
+  ratio = {'rope_ratio': getattr(config.rotation, 'theta', 0.0) / 10_000}
+  if isinstance(scaling, LinearScaling):
+    ratio = {'rope_ratio': scaling.factor, '_name_or_path': 'THUDM/chatglm2-6b-32k'}
   return {
     **CHATGLM, 'padded_vocab_size': config.vocab_size, 'num_layers': config.num_layers,
     'hidden_size': config.model_dim, 'num_attention_heads': config.num_heads,
     'multi_query_group_num': config.num_kv_heads, 'kv_channels': config.head_width,
     'ffn_hidden_size': config.mlp.hidden, 'layernorm_epsilon': getattr(config.norm, 'epsilon', None),
-    'rope_ratio': getattr(config.rotation, 'theta', 0.0) / 10_000, 'add_bias_linear': config.use_bias,
-    'add_qkv_bias': config.use_bias if config.qkv_bias is None else config.qkv_bias,
+    'add_bias_linear': config.use_bias,
+    'add_qkv_bias': config.use_bias if config.qkv_bias is None else config.qkv_bias, **ratio,
   }  # fmt: skip
 
 
