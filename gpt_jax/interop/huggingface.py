@@ -3,7 +3,7 @@
 And folders of the same form whose kernels are quantised, which only this program reads; see `layouts.quantized`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gpt_jax.interop.forms import Tensor
-from gpt_jax.interop.layouts import falcon, glm, gpt, llama, quantized
+from gpt_jax.interop.layouts import early_glm, falcon, glm, gpt, llama, quantized
 from gpt_jax.interop.layouts.table import Layout
 from gpt_jax.interop.tensors import Pretrained, Read, disassemble, narrowed
 from gpt_jax.models.transformer import TransformerConfig
@@ -27,16 +27,16 @@ Folder = str | pathlib.Path
 
 INDEX = 'model.safetensors.index.json'
 
-LAYOUTS: Mapping[str, Layout] = {
-  'openai-gpt': gpt.gpt1,
-  'gpt2': gpt.gpt2,
-  'llama': llama.llama,
-  'mistral': llama.mistral,
-  'falcon': falcon.falcon,
-  'glm': glm.glm,
-  'chatglm': glm.chatglm,
+LAYOUTS: Mapping[str, Sequence[Layout]] = {
+  'openai-gpt': (gpt.gpt1,),
+  'gpt2': (gpt.gpt2,),
+  'llama': (llama.llama,),
+  'mistral': (llama.mistral,),
+  'falcon': (falcon.falcon,),
+  'glm': (early_glm.glm, glm.glm),
+  'chatglm': (early_glm.chatglm, glm.chatglm),
 }
-"""By model_type of config.json."""
+"""By model_type of config.json; of several, the first whose mark a configuration has."""
 
 ALONG = (
   'tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
@@ -58,7 +58,8 @@ def read(folder: Folder) -> Pretrained:
     if not isinstance(written, dict):
       raise ValueError('it is no object')
     config, quantization = quantized.unwrapped(written)
-    layout = choose(f'{path}: model_type', str(config.get('model_type')), LAYOUTS)
+    layouts = choose(f'{path}: model_type', str(config.get('model_type')), LAYOUTS)
+    layout = next(layout for layout in layouts if layout.mark is None or layout.mark in config)
     model = dataclasses.replace(layout.read(config), quantization=quantization)
     layout = layout if quantization is None else quantized.by_path(layout)
     context = config.get(layout.context)
@@ -103,13 +104,14 @@ def save(
     UserError: no layout of transformers can say the config, or the dtype its numbers; or it can't be written.
   """
   known = LAYOUTS if model_type is None else {model_type: choose('model_type', model_type, LAYOUTS)}
-  name = next((name for name, layout in known.items() if layout.says(config)), None)
-  if name is None:
+  said = ((name, layout) for name, layouts in known.items() for layout in layouts if layout.says(config))
+  name, layout = next(said, (None, None))
+  if layout is None:
     raise UserError(f'no model_type of {", ".join(known)} can say this model: another part or field has no place there')
-  layout, folder = known[name], pathlib.Path(folder)
+  folder = pathlib.Path(folder)
   fields = {'architectures': [layout.architecture], 'model_type': name, **layout.write(config), 'dtype': dtype}
   if context is not None:
-    fields[layout.context] = context
+    fields.setdefault(layout.context, context)  # tables of positions have a length of their own
   if config.quantization is not None:
     layout, fields = quantized.by_path(layout), quantized.wrapped(fields, config.quantization)
   tensors = (

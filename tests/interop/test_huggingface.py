@@ -24,7 +24,7 @@ from tests.models.small import parameters, shrunk
 
 WRITABLE = {  # a family, and the model_type that says it first
   'gpt1': 'openai-gpt', 'gpt2_small': 'gpt2', 'llama_7b': 'llama', 'llama2_70b': 'llama', 'smollm2_135m': 'llama',
-  'falcon_7b': 'falcon', 'falcon_40b': 'falcon', 'chatglm2_6b': 'glm',
+  'falcon_7b': 'falcon', 'falcon_40b': 'falcon', 'chatglm2_6b': 'glm', 'glm_large': 'glm', 'chatglm_6b': 'chatglm',
 }  # fmt: skip
 
 
@@ -46,6 +46,7 @@ WRITTEN = {
   'chatglm3, longer': ('chatglm2_6b', 'chatglm', {'rotation': Rotary(500_000.0, fraction=0.5), 'qkv_bias': False}),
   'chatglm with every bias': ('chatglm2_6b', 'chatglm', {'use_bias': True}),
   'chatglm2, divided places': ('chatglm2_6b', 'chatglm', {'rotation': Rotary(fraction=0.5, scaling=LinearScaling(4))}),
+  'chatglm_6b untied': ('chatglm_6b', 'chatglm', {'tie_embeddings': False}),
   'glm tied, a quarter turned': ('chatglm2_6b', 'glm', {'rotation': Rotary(fraction=0.25), 'tie_embeddings': True}),
   'falcon rw': ('falcon_7b', 'falcon', {**FALCON_RW, 'num_kv_heads': 4}),
   'falcon rw, multi-query': ('falcon_7b', 'falcon', FALCON_RW),
@@ -67,7 +68,7 @@ def test_what_is_written_is_read_again_bit_for_bit(name, tmp_path):
   assert model.config.score_bias == config.score_bias
 
 
-@pytest.mark.parametrize('family', ['gpt3_125m', 'glm_large', 'glm_130b', 'chatglm_6b'])
+@pytest.mark.parametrize('family', ['gpt3_125m', 'glm_130b'])
 def test_a_model_that_no_layout_can_say_is_refused(family, tmp_path):
   config = shrunk(family)
   with pytest.raises(UserError, match='can say this model'):
@@ -301,9 +302,15 @@ def test_a_wrong_folder_is_one_line(name, tmp_path):
   assert '\n' not in str(raised.value) and str(folder) in str(raised.value)
 
 
-FOREIGN = {  # a model as it is written, fields of its configuration, and what is said of them
-  'first ChatGLM': ('chatglm', {'position_encoding_2d': True}, 'position_encoding_2d is of the first ChatGLM-6B'),
-  'first ChatGLM, wide': ('chatglm', {'inner_hidden_size': 128}, 'inner_hidden_size is of the first ChatGLM-6B'),
+FOREIGN = {  # a kind of model as it is written, fields of its configuration, and what is said of them
+  'one position': ('first', {'position_encoding_2d': False}, 'position_encoding_2d = False is not supported'),
+  'tuned prefixes': ('first', {'pre_seq_len': 128}, 'pre_seq_len = 128 is not supported, only None'),
+  'integers of the first': ('first', {'quantization_bit': 8}, 'quantization_bit = 8 is not supported, only 0'),
+  'odd halves': ('first', {'hidden_size': 24}, 'position_encoding_2d of heads of 6 dimensions is not supported'),
+  'relative places': ('blanks', {'relative_encoding': True}, 'relative_encoding = True is not supported, only False'),
+  'no blanks': (
+    'blanks', {'block_position_encoding': False}, 'block_position_encoding = False is not supported, only True'
+  ),
   'integers': ('chatglm', {'quantization_bit': 4}, 'quantization_bit = 4 is not supported'),
   'norms': ('chatglm', {'rmsnorm': False}, 'rmsnorm = False is not supported'),
   'no groups': ('chatglm', {'multi_query_attention': 'absent'}, 'multi_query_attention = False is not supported'),
@@ -313,13 +320,16 @@ FOREIGN = {  # a model as it is written, fields of its configuration, and what i
   'more norms': ('glm', {'model_type': 'glm4'}, "model_type = 'glm4' is unknown"),
   'sequential': ('falcon', {'parallel_attn': False}, 'parallel_attn = False is not supported'),
 }  # fmt: skip
-OF_TYPE = {'chatglm': 'chatglm2_6b', 'glm': 'chatglm2_6b', 'falcon': 'falcon_40b'}
+OF_KIND = {
+  'chatglm': ('chatglm2_6b', 'chatglm'), 'glm': ('chatglm2_6b', 'glm'), 'falcon': ('falcon_40b', 'falcon'),
+  'first': ('chatglm_6b', 'chatglm'), 'blanks': ('glm_large', 'glm'),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', FOREIGN)
 def test_a_model_of_other_parts_is_one_line(name, tmp_path):
-  model_type, fields, message = FOREIGN[name]
-  folder = saved(tmp_path, OF_TYPE[model_type], model_type)
+  kind, fields, message = FOREIGN[name]
+  folder = saved(tmp_path, *OF_KIND[kind])
   huggingface.read(folder)
   reconfigured(folder, **fields)
   with pytest.raises(UserError, match=re.escape(message)) as raised:

@@ -109,8 +109,6 @@ CHATGLM = {
 
 
 def _chatglm(config: Json) -> TransformerConfig:
-  if first := {'position_encoding_2d', 'inner_hidden_size'} & set(config):
-    raise UserError(f'config.json: {min(first)} is of the first ChatGLM-6B: only ChatGLM2 and later are supported')
   only({'multi_query_attention': False, **config}, **CHATGLM)
   ratio, bias = config.get('rope_ratio', 1), config.get('add_bias_linear', False)
   # What the code of ChatGLM2-6B-32K divides places by, that of later models multiplies the base with.

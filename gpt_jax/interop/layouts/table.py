@@ -57,6 +57,8 @@ class Layout:
   """The field of the configuration that has the length, in tokens, that the model was made for."""
   head: str = HEAD
   """The tensor of the unembedding, which may stand there again where it is the embedding."""
+  mark: str | None = None
+  """A field of the configuration that others of the same model_type do not have."""
 
   def says(self, config: TransformerConfig) -> bool:
     """Whether its configuration can say a model: read again, it is the same model."""
