@@ -12,7 +12,7 @@ from jax.tree_util import keystr
 import numpy as np
 
 from gpt_jax.interop.forms import Shape, Tensor, flattened
-from gpt_jax.interop.layouts.table import Entry, Layout
+from gpt_jax.interop.layouts.table import EMBEDDING, Entry, Layout
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.quantization import encoded
 from gpt_jax.models.transformer import TransformerConfig
@@ -146,6 +146,8 @@ class _Source:
     self.period, self.num_layers = len(model.config.attention), model.config.num_layers
     entries = layout.entries(model.config)
     self.holds = {path: (entry, place) for entry in entries for place, path in enumerate(entry.ours)}
+    if model.config.tie_embeddings and layout.head in self.tensors:
+      self._same_head(layout.head)
     self.shapes: dict[str, Shape] = {}
     self.dtypes: dict[str, Any] = {}
     self.parameters = parameter_shapes(model)
@@ -169,6 +171,14 @@ class _Source:
     for number in range(shape[0]):
       stack[number] = self._part(inner, number * self.period + block).reshape(shape[1:]) if number else first
     return stack
+
+  def _same_head(self, head: str) -> None:
+    embedding = self._found(self.holds[EMBEDDING[0]][0].theirs)
+    if not np.array_equal(self.tensors[head](), self.tensors[embedding]()):
+      raise UserError(
+        f'{self.name}: {head} is not the embedding, to which its configuration ties it; to keep both, set'
+        ' tie_word_embeddings to false there'
+      )
 
   def _part(self, inner: str, layer: int) -> Tensor:
     if inner not in self.holds:

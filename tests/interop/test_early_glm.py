@@ -15,7 +15,7 @@ from gpt_jax.interop import huggingface
 from gpt_jax.interop.forms import flattened
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
-from gpt_jax.types import Layout
+from gpt_jax.types import Layout, UserError
 from tests.interop import glm_reference as reference
 
 GLM = {
@@ -132,6 +132,13 @@ def test_names_without_their_first_part_and_old_tables_of_angles(name, tmp_path)
     tensors['layers.0.attention.rotary_emb.inv_freq'] = np.ones(3, np.float16)
   save_file(tensors, tmp_path / 'model.safetensors')
   np.testing.assert_array_equal(logits(tmp_path), before)
+
+
+def test_a_head_beside_the_embedding_must_be_it_where_both_are_one(tmp_path):
+  tensors = saved(tmp_path, SMALL_CHATGLM)
+  save_file({**tensors, 'lm_head.weight': np.flip(tensors['lm_head.weight']).copy()}, tmp_path / 'model.safetensors')
+  with pytest.raises(UserError, match='is not the embedding, to which its configuration ties it'):
+    huggingface.read(tmp_path).load()
 
 
 def test_a_table_of_positions_keeps_its_length(tmp_path):
