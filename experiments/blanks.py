@@ -1,7 +1,10 @@
 """Blank infilling as a config describes it: the rows that are learned from, and what is measured of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
+
+import jax
 
 from experiments import language
 from gpt_jax.data.formats import demonstrations, teach
@@ -16,14 +19,15 @@ from gpt_jax.data.infilling import (
   sentence_ends,
   text_context,
 )
-from gpt_jax.data.rows import Dataset, Rows
+from gpt_jax.data.rows import Dataset, Rows, in_order
 from gpt_jax.data.sources import records
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decoding.infilling import Filled, fill
+from gpt_jax.evaluation.cloze import filling
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.positions import Learned2D, Rotary2D
 from gpt_jax.models.transformer import TransformerConfig
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Batch, Params, UserError
 
 
 def of_config(config: Mapping[str, Any], model: TransformerConfig) -> Blanks | None:
@@ -82,6 +86,27 @@ def blanked(config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks, split:
   )
   ends, of = sentence_ends(tokenizer), marks(tokenizer)
   return [Blanked(text, how, of, ends, context, (config['seed'], number)) for number, text in enumerate(rows)]
+
+
+def cloze(
+  config: Mapping[str, Any],
+  tokenizer: Tokenizer,
+  how: Blanks,
+  model: LanguageModel,
+  place: Callable[[Batch], Batch],
+) -> language.Evaluation:
+  """How well one blank in each held-out text is filled, a span of words: the same whatever is blanked in training."""
+  some = 0.5 / config['context']  # of a text less than a token, so that one span is enough
+  alone = dataclasses.replace(how, word=1.0, sentence=0.0, document=0.0, ratio=some, windows=1)
+  rows, end = blanked(config, tokenizer, alone, 'validation'), marks(tokenizer).end
+
+  def evaluation(params: Params) -> dict[str, float]:
+    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
+    batches = (place(batch) for text in rows for batch in in_order(text, config['eval_batch_size'], **hosts))
+    found = filling(model, params, batches, end)
+    return {'loss': found.loss, 'accuracy': found.accuracy, 'exact_match': found.exact_match_with_end}
+
+  return evaluation
 
 
 def left_to_right(rows: list[Rows], tokenizer: Tokenizer, model: TransformerConfig) -> list[LeftToRight]:

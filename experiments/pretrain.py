@@ -72,6 +72,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   if how is not None:
     filled = blanks.blanked(config, tokenizer, how, 'validation')
     evaluations['blanks'] = language.measured(evaluated, filled, config['eval_batch_size'], placement.batch)
+    evaluations['cloze'] = blanks.cloze(config, tokenizer, how, evaluated, placement.batch)
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'], how is not None)
   flops = training_flops(cfg, context)

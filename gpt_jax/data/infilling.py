@@ -285,6 +285,10 @@ def draw_sentences(
   return np.where(chosen, np.cumsum(chosen, axis=1), 0)[row, sentence]
 
 
+LEAST_TEXT = 8
+"""Tokens of a text in which words or sentences are blanked."""
+
+
 class Blanked:
   """Rows of text with blanks; which, is a pure function of (seed, step, row).
 
@@ -311,9 +315,9 @@ class Blanked:
     self._seed = seed
     self._window = context // how.windows
     self._size = how.size(self._window)
-    if how.word + how.sentence > 0 and self._size * how.ratio < 1:
+    if how.word + how.sentence > 0 and self._size < LEAST_TEXT:
       raise UserError(
-        f'config.context = {context}, of {how.windows} windows, is too short for blanks of {how.ratio} of a text'
+        f'config.context = {context}, of {how.windows} windows, is too short for blanks and {LEAST_TEXT} tokens of text'
       )
 
   def __len__(self) -> int:

@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 import numpy as np
 
 from gpt_jax.data.infilling import Marks
 from gpt_jax.decoding.infilling import opened
 from gpt_jax.decoding.steps import Placed, padded
 from gpt_jax.models.heads import LanguageModel
-from gpt_jax.objectives.likelihood import next_token
+from gpt_jax.objectives.likelihood import cross_entropy, next_token
+from gpt_jax.objectives.policy import response_logprobs
 from gpt_jax.types import Batch, Params, UserError
 
 
@@ -38,30 +39,27 @@ def filling(model: LanguageModel, params: Params, batches: Iterable[Batch], end:
 
   Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it.
   """
-  nats, hits, tokens, exact, ended, blanks = 0.0, 0, 0, 0, 0, 0
+  sums = np.zeros(6)
   for batch in batches:
-    logprobs, likeliest, targets, counted = jax.device_get(_at_targets(model, params, batch))
-    of_text = (counted > 0) & (targets != (-1 if end is None else end))
-    row = counted.any(axis=1)
-    nats -= float(logprobs[of_text].sum())
-    hits, tokens = hits + int(likeliest[of_text].sum()), tokens + int(of_text.sum())
-    exact += int((row & (likeliest | ~of_text).all(axis=1)).sum())
-    ended += int((row & (likeliest | (counted == 0)).all(axis=1)).sum())
-    blanks += int(row.sum())
+    sums += np.array(jax.device_get(_sums(model, end, params, batch)), float)
+  nats, hits, tokens, exact, ended, blanks = sums.tolist()
   if not tokens:
     raise UserError('no text has a blank')
-  return Filling(nats / tokens, hits / tokens, exact / blanks, ended / blanks, blanks)
+  return Filling(nats / tokens, hits / tokens, exact / blanks, ended / blanks, int(blanks))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _at_targets(
-  model: LanguageModel, params: Params, batch: Batch
-) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T'], Int[Array, 'B T'], Float[Array, 'B T']]:
-  """log p of what is to be predicted, whether nothing is likelier, what it is, and what it weighs."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(model: LanguageModel, end: int | None, params: Params, batch: Batch) -> list[Float[Array, '']]:
+  """Nats, likeliest ones and number of tokens; blanks filled, filled with their end, and all."""
   inputs, layout, targets, weights = next_token(batch)
   result: Any = model.apply(params, inputs, layout)
-  logprobs = jnp.take_along_axis(jax.nn.log_softmax(result[0]), targets[..., None], axis=-1)[..., 0]
-  return logprobs, jnp.argmax(result[0], axis=-1) == targets, targets, weights
+  nats, likeliest = cross_entropy(result[0], targets)[0], jnp.argmax(result[0], axis=-1) == targets
+  counted = weights > 0
+  of_text = counted & (targets != (-1 if end is None else end))
+  blank = jnp.any(counted, axis=1)
+  filled = [blank & jnp.all(likeliest | ~of, axis=1) for of in (of_text, counted)]
+  numbers = [jnp.where(of_text, nats, 0), likeliest & of_text, of_text, *filled, blank]
+  return [jnp.sum(number, dtype=jnp.float32) for number in numbers]
 
 
 def choice_logprobs(
@@ -93,7 +91,7 @@ def choice_logprobs(
   at = np.arange(tokens.shape[1])
   weights = ((at >= before[:, None]) & (at < counts[:, None])).astype(np.float32)
   batch = {'tokens': tokens, 'weights': weights, 'layout': layout}
-  logprobs, *_ = jax.device_get(_at_targets(model, params, batch))
+  logprobs = jax.device_get(jax.jit(response_logprobs, static_argnums=0)(model, params, batch))
   return (logprobs * weights[:, 1:]).sum(axis=1).reshape(len(questions), len(options))
 
 

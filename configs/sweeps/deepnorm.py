@@ -1,0 +1,46 @@
+"""Where the norms stand, over depths and learning rates: which models can still be trained, and how well.
+
+Command   python -m experiments.sweep --sweep=configs/sweeps/deepnorm.py --workdir=runs/deepnorm --jobs=2
+"""
+
+from configs.sweeps.points import param, product, seeds
+
+PRE, POST, DEEPNET, GLM = (
+  {'model.residual': residual, 'model.init': init}
+  for residual, init in (
+    ('pre', 'xavier'),
+    ('post', 'xavier'),
+    ('post(alpha=deepnet)', 'xavier(gain=deepnet)'),
+    ('post(alpha=glm)', 'xavier(gain=glm)'),
+  )
+)
+DEPTHS, RATES = [4, 16, 48], [1e-3, 3e-3, 1e-2]
+SHAPE = {
+  'model.model_dim': 64,
+  'model.mlp': 'swiglu(172)',
+  'model.stacked': True,
+  'num_steps': 120,
+  'optimizer.warmup_steps': 0,
+  'eval_rows': 64,
+}
+
+
+def get_sweep():
+  loss = 'validation_loss'
+  axes = (seeds(5), param('model.num_layers', DEPTHS), param('optimizer.learning_rate', RATES))
+  deep = {'model.num_layers': DEPTHS[-1]}
+  return {
+    'claim': 'Post-norm diverges or stalls as depth grows; DeepNorm trains at any depth, by either set of constants.',
+    'source': 'Wang et al. 2022, arXiv 2203.00555, figure 2; Zeng et al. 2022, arXiv 2210.02414, section 2.1',
+    'experiment': 'pretrain',
+    'config': 'configs/pretrain/lab.py',
+    'points': product(*axes, [PRE, POST, DEEPNET, GLM], [SHAPE]),
+    'baseline': PRE,
+    'metrics': {loss: 'validation loss (nats per token)'},
+    'x': 'model.num_layers',
+    'expect': [
+      {'metric': loss, 'of': {**better, **deep, 'optimizer.learning_rate': rate}, 'than': POST, 'is': 'lower'}
+      for better in (DEEPNET, GLM)
+      for rate in RATES
+    ],
+  }
