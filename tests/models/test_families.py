@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax.data.infilling import Marks, blanked
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import empty_cache, unstack
@@ -115,6 +116,26 @@ def test_glm_reads_its_prefix_both_ways(family):
   changed = tokens.at[:, 3].set((tokens[:, 3] + 1) % VOCABULARY)
   seen = logits(cfg, parameters(cfg), tokens, layout) - logits(cfg, parameters(cfg), changed, layout)
   assert np.abs(seen[:, 0]).max() > 1e-4
+
+
+@pytest.mark.parametrize('family', ['glm_10b', 'chatglm_6b'])
+def test_nothing_leaks_from_a_blank_to_the_text_or_to_blanks_written_before(family):
+  """A row as training has it: of each blank in turn all that stands in it is changed, and who may not see it asked."""
+  cfg, generator = shrunk(family), np.random.default_rng(0)
+  marks = Marks(word=VOCABULARY - 1, sentence=0, document=0, start=VOCABULARY - 2, end=VOCABULARY - 3)
+  text = generator.integers(0, VOCABULARY - 3, (1, 7))
+  blanks, turns = np.array([[0, 1, 1, 0, 2, 0, 3]]), np.array([[1.0, 2.0, 0.0]])
+  made = blanked(text, np.array([7]), blanks, turns, np.array([marks.word]), marks, 14)
+  layout = jax.tree.map(jnp.asarray, made['layout'])
+  params, tokens = parameters(cfg), jnp.asarray(made['tokens'])
+  before = logits(cfg, params, tokens, layout)
+  spans = [[6, 7], [8, 9, 10], [11, 12]]  # the third blank is written first; each behind its mark
+  assert [int(token) for token in made['tokens'][0, [6, 8, 11]]] == [marks.start] * 3
+  for span in spans:
+    changed = tokens.at[0, jnp.array(span)].set((tokens[0, jnp.array(span)] + 1) % (VOCABULARY - 3))
+    moved = np.abs(logits(cfg, params, changed, layout) - before)[0].max(axis=-1)
+    assert not moved[: span[0]].any(), 'what stands before it, part A first of all, has seen it'
+    assert (moved[span[0] : 13] > 1e-6).all(), 'what is written behind it does not see it'
 
 
 def test_configs_hash_and_compare_by_value():
