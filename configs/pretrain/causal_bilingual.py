@@ -10,7 +10,7 @@ from configs.pretrain import glm_bilingual
 
 def get_config():
   config = glm_bilingual.get_config()
-  config.model.update({'attention': 'dense', 'positions': 'learned(129)'})
+  config.model.update({'attention': 'dense', 'rotation': 'rotary'})
   config.infilling.update({'word': 0.0, 'sentence': 0.0, 'document': 0.0})
   config.sample.prompt = 'It was a'
   return config
