@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.data import mixture
-from gpt_jax.data.infilling import Blanked, Blanks, Marks, text_context
+from gpt_jax.data.blanks import Blanks
+from gpt_jax.data.infilling import Blanked, text_context
+from gpt_jax.data.marks import Marks
 from gpt_jax.data.rows import Rows, Stream
 from gpt_jax.models.attention import Dense
 from gpt_jax.models.families import FAMILIES

@@ -7,18 +7,10 @@ from typing import Any
 import jax
 
 from experiments import language
+from gpt_jax.data.blanks import Blanks
 from gpt_jax.data.formats import demonstrations, teach
-from gpt_jax.data.infilling import (
-  NAMES,
-  Asked,
-  Blanked,
-  Blanks,
-  LeftToRight,
-  Marks,
-  marks_of,
-  sentence_ends,
-  text_context,
-)
+from gpt_jax.data.infilling import Asked, Blanked, LeftToRight, text_context
+from gpt_jax.data.marks import NAMES, Marks, marks_of, sentence_ends
 from gpt_jax.data.rows import Dataset, Rows, in_order
 from gpt_jax.data.sources import records
 from gpt_jax.data.tokenizers import Tokenizer

@@ -19,7 +19,8 @@ import numpy as np
 from tabulate import tabulate
 
 from experiments import blanks, command, language
-from gpt_jax.data.infilling import Blanks, blanked
+from gpt_jax.data.blanks import Blanks
+from gpt_jax.data.infilling import blanked
 from gpt_jax.data.rows import Rows, one_text, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.evaluation.cloze import Filling, choice_logprobs, filling

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 
 from gpt_jax.data import assets, tokenizers
+from gpt_jax.data.blanks import KINDS
 from gpt_jax.data.conventions import ChatTemplate, Message
-from gpt_jax.data.infilling import KINDS, LeftToRight, Marks, marks_of, with_marks
+from gpt_jax.data.infilling import LeftToRight
+from gpt_jax.data.marks import Marks, marks_of, with_marks
 from gpt_jax.data.rows import Dataset, Rows, head, in_order, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.data.tokenizers import Tokenizer

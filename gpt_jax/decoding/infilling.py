@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.infilling import Marks
+from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.generate import Completion, generate
 from gpt_jax.decoding.steps import Placed, Tokens
 from gpt_jax.models.heads import LanguageModel

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from gpt_jax.data.infilling import Marks
+from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.infilling import opened
 from gpt_jax.decoding.steps import Placed, padded
 from gpt_jax.models.heads import LanguageModel

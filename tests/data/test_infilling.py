@@ -7,20 +7,9 @@ import pytest
 from scipy import stats
 
 from gpt_jax.data import bpe
-from gpt_jax.data.infilling import (
-  Asked,
-  Blanked,
-  Blanks,
-  LeftToRight,
-  Marks,
-  blanked,
-  draw_sentences,
-  draw_words,
-  marks_of,
-  sentence_ends,
-  side_by_side,
-  text_context,
-)
+from gpt_jax.data.blanks import Blanks, draw_sentences, draw_words
+from gpt_jax.data.infilling import Asked, Blanked, LeftToRight, blanked, side_by_side, text_context
+from gpt_jax.data.marks import Marks, marks_of, sentence_ends
 from gpt_jax.data.mixture import batches
 from gpt_jax.data.rows import Rows, Stream
 from gpt_jax.data.tokenizers import with_special

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.data.infilling import Marks, blanked, running
+from gpt_jax.data.infilling import blanked, running
+from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.drafts import ModelDraft, PromptLookup
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.infilling import fill, opened

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.data.infilling import Marks, blanked
+from gpt_jax.data.infilling import blanked
+from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.infilling import fill
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.evaluation.cloze import choice_logprobs, filling

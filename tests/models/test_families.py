@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.data.infilling import Marks, blanked
+from gpt_jax.data.infilling import blanked
+from gpt_jax.data.marks import Marks
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import empty_cache, unstack

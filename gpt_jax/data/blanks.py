@@ -1,0 +1,115 @@
+"""Which parts of texts are blanked: spans of words, whole sentences, the rest of a text (Du et al. 2022)."""
+
+import dataclasses
+import math
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from gpt_jax.types import UserError
+
+KINDS = ('word', 'sentence', 'document')
+"""Of blanks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blanks:
+  """Which parts of texts are blanked (GLM, section 2.1; GLM-130B, section 2.2).
+
+  Shares are of rows: of those whose blanks are words, sentences, and the rest of the text.
+  """
+
+  word: float = 0.5
+  sentence: float = 0.3
+  document: float = 0.2
+  ratio: float = 0.15
+  """Of the tokens of a text: words and sentences are drawn until so many are blanked."""
+  mean_length: float = 3.0
+  """Of the Poisson distribution that the lengths of spans of words are drawn from, from 1 to `longest` tokens."""
+  longest: int = 39
+  least_document: float = 0.5
+  """The least part of a text that its blanked rest is; its length is uniform from there to all of it."""
+  windows: int = 1
+  """Texts side by side in a row, where blanks are words or sentences (GLM-130B: 4)."""
+  running: bool = False
+  """The rest of a text stands at the places that follow, not in a blank: for a rotation that knows no blanks."""
+
+  def __post_init__(self) -> None:
+    refuse = lambda name, what: UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
+    for name in KINDS:
+      if getattr(self, name) < 0:
+        raise refuse(name, 'a share, at least 0')
+    if not self.word + self.sentence + self.document > 0:
+      raise refuse('word', 'above 0, or one of sentence and document')
+    for name in ('ratio', 'least_document'):
+      if not 0 < getattr(self, name) <= (1 if name == 'least_document' else 0.5):
+        raise refuse(name, 'above 0, and at most ' + ('1' if name == 'least_document' else '0.5'))
+    for name in ('mean_length', 'longest', 'windows'):
+      if getattr(self, name) <= 0:
+        raise refuse(name, 'above 0')
+
+  @property
+  def lengths(self) -> Float[np.ndarray, 'longest']:
+    """The probabilities of lengths 1, 2, ... of a span of words."""
+    of = np.arange(1, self.longest + 1)
+    logarithms = of * math.log(self.mean_length) - np.array([math.lgamma(length + 1) for length in of])
+    weights = np.exp(logarithms - logarithms.max())
+    return weights / weights.sum()
+
+  def most(self, size: int) -> int:
+    """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
+    mean = self.ratio * size / float(self.lengths @ np.arange(1, self.longest + 1))
+    return math.ceil(mean + 4 * math.sqrt(mean)) + 1
+
+  def size(self, length: int) -> int:
+    """Tokens of a text whose words or sentences are blanked, so that it fits in `length` places."""
+    return next((size for size in range(length, 0, -1) if size + 2 * self.most(size) <= length), 0)
+
+
+def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[np.ndarray, 'W N']:
+  """Blanks of spans of words in texts of `size` tokens, at least one token between two; draws are from 0 to 1.
+
+  Lengths are drawn until `ratio` is reached; where spans lie is uniform over all ways to place them.
+  """
+  most = how.most(size)
+  lengths, mixed, slots = np.split(draws, [most, 2 * most], axis=1)
+  lengths = 1 + np.searchsorted(np.cumsum(how.lengths)[:-1], lengths, 'right')
+  ends = np.cumsum(lengths, axis=1)
+  drawn = (ends - lengths < how.ratio * size) & (ends + np.arange(most) <= size)
+  # The last of those that were drawn until there were enough are longer than others: they must not stand last.
+  lengths = np.take_along_axis(lengths * drawn, np.argsort(np.where(drawn, mixed, 2), axis=1), axis=1)
+  number = drawn.sum(axis=1)
+  # Between, before and behind the tokens that stay there are slots, of which each holds one span at most.
+  free = np.arange(size + 1) <= size - lengths.sum(axis=1)[:, None]
+  slots = np.where(free, slots[:, : size + 1], 2)
+  chosen = slots <= np.sort(slots, axis=1)[np.arange(len(slots)), number - 1][:, None]
+  starts = np.argsort(~chosen, axis=1, kind='stable')[:, :most] + np.cumsum(lengths, axis=1) - lengths
+  row, span = np.nonzero(np.arange(most) < number[:, None])
+  begun, over = np.zeros((2, len(draws), size + 1), int)
+  begun[row, starts[row, span]] = 1
+  over[row, starts[row, span] + lengths[row, span]] = 1
+  numbers = np.cumsum(begun, axis=1)
+  return np.where(numbers > np.cumsum(over, axis=1), numbers, 0)[:, :size]
+
+
+def draw_sentences(
+  how: Blanks, draws: Float[np.ndarray, 'W N'], ending: Bool[np.ndarray, 'W N']
+) -> Int[np.ndarray, 'W N']:
+  """Blanks of whole sentences, drawn until `ratio` is reached; a text without one has no blank.
+
+  `ending` says where a sentence ends; of several such tokens in a row, in the last.
+  """
+  rows, size = ending.shape
+  ending = ending & ~np.pad(ending, ((0, 0), (0, 1)))[:, 1:]
+  sentence = np.cumsum(ending, axis=1) - ending  # the first begins, and what follows the last end stops, elsewhere
+  row = np.arange(rows)[:, None]
+  lengths = np.zeros((rows, size), int)
+  np.add.at(lengths, (row, sentence), 1)
+  number = np.arange(size)
+  whole = (number > 0) & (number < ending.sum(axis=1)[:, None])
+  order = np.argsort(np.where(whole, draws, 2), axis=1)
+  in_order = np.where(whole, lengths, 0)[row, order]
+  taken = (np.cumsum(in_order, axis=1) - in_order < how.ratio * size) & (in_order > 0) & (number < how.most(size))
+  chosen = np.zeros((rows, size), bool)
+  chosen[row, order] = taken
+  return np.where(chosen, np.cumsum(chosen, axis=1), 0)[row, sentence]
