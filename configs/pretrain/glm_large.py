@@ -1,6 +1,6 @@
 """GLM-large: 335M parameters that fill blanks, of words, of sentences, and of the rest of a text.
 
-Paper     Du et al. 2022, sections 2.1 and 3.1, and the released recipe: rows of 512, Adam at 2e-4 with betas .9 and .98,
+Paper     Du et al. 2022, sections 2.1 and 3.1, and the released recipe: rows of 512, Adam at 2e-4 with betas .9, .98,
           warm-up over a twentieth of 200,000 steps; half of the rows blank words, three tenths sentences, a fifth the
           rest. The vocabulary is BERT's. The text, BooksCorpus and Wikipedia, is not to be had as it was
 Command   python -m experiments.pretrain --config=configs/pretrain/glm_large.py --workdir=runs/glm_large
