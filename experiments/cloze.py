@@ -3,8 +3,8 @@
 python -m experiments.cloze --models=runs/glm,runs/causal --source=asset:gutenberg [--texts=256] [--size=100]
 python -m experiments.cloze --models=runs/glm --questions=FILE.jsonl
 
-Of every text one span is blanked, Poisson in length. A model that fills blanks reads both sides of it; another reads
-what stands before it, and is told how long it is. A line of questions is {"prompt": text with [MASK], "options":
+Of every text one span is blanked, Poisson in length. A model that fills blanks reads both sides of it, and once more
+the left alone; another reads what stands before it. A line of questions is {"prompt": text with [MASK], "options":
 [texts], "answer": text}.
 """
 
@@ -48,9 +48,10 @@ def main(_: Any) -> None:
   table = []
   for source in command.required(SOURCE):
     spans = drawn(source, models[0][1])
+    left = [dataclasses.replace(span, behind='') for span in spans]
     for name, model in models:
-      found = dataclasses.asdict(filled(model, spans))
-      table.append({'source': source, 'model': name, **found, 'reads': 'both sides' if model.marks else 'the left'})
+      for reads, given in (('both sides', spans), ('the left', left)) if model.marks else (('the left', left),):
+        table.append({'source': source, 'model': name, 'reads': reads, **dataclasses.asdict(filled(model, given))})
   print(tabulate(table, 'keys', floatfmt='.3f'))
   print(json.dumps(table))
 
@@ -70,14 +71,24 @@ def drawn(source: str, model: language.Trained) -> list[Span]:
   rows = Rows(stream, SIZE.value - 1)
   texts = rows.batch(np.linspace(0, len(rows) - 1, min(TEXTS.value, len(rows))).astype(int))['tokens']
   generator, how = np.random.default_rng(SEED.value), Blanks()
-  lengths = 1 + np.searchsorted(np.cumsum(how.lengths)[:-1], generator.random(len(texts)), 'right')
-  starts = (generator.random(len(texts)) * (SIZE.value - lengths - 1)).astype(int) + 1
   found = []
-  for text, start, length in zip(texts, starts, lengths, strict=True):
-    parts = [model.decode(part.tolist()) for part in np.split(text, [start, start + length])]
-    if '\ufffd' not in ''.join(parts) and parts[1]:  # whole characters alone
-      found.append(Span(*parts))
+  for text in texts:
+    for chances in generator.random((TRIES, 2)):
+      length = 1 + int(np.searchsorted(np.cumsum(how.lengths)[:-1], chances[0], 'right'))
+      start = 1 + int(chances[1] * (SIZE.value - length - 1))
+      before, inside, behind = (model.decode(part.tolist()) for part in np.split(text, [start, start + length]))
+      span = Span(before.lstrip(BROKEN), inside, behind.rstrip(BROKEN))
+      if inside and BROKEN not in span.before + inside + span.behind:
+        found.append(span)
+        break
   return found
+
+
+BROKEN = '\ufffd'
+"""Stands for the part of a character that a text begins or ends with."""
+
+TRIES = 8
+"""To find a span of whole characters."""
 
 
 def filled(model: language.Trained, spans: Sequence[Span]) -> Filling:

@@ -109,6 +109,10 @@ def test_command(command, shown, trained, other, heads, tmp_path, capfd):
     (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 4)
     words = [word for word in words if not word.startswith(('--reward=', '--source=', '--n=', '--split='))]
     words += ['--function=vader', f'--source=file:{tmp_path}/texts.jsonl', '--n=2', '--max_new_tokens=8']
+  if 'bilingual' in command:
+    words.append('--config.data.weights=(1.0,)')
+  if name == 'cloze':
+    words = [f'--models={trained},{other}', '--source=file:LICENSE', '--split=train', '--size=40', '--texts=8']
   if name == 'judge':
     (tmp_path / 'texts.jsonl').write_text('{"text": "License of the Work"}\n' * 40)
     kept = [word for word in words if not word.startswith(('--models=', '--source='))]

@@ -88,9 +88,10 @@ def test_blanks_of_held_out_text_and_questions(trained, text, tmp_path, capfd):
     capfd, 'cloze', f'--models={trained}', f'--source=file:{text}', '--size=40', '--texts=64', '--split=train'
   )
   assert ended.code == 0, ended.err
-  (row,) = json.loads(ended.out.splitlines()[-1])
+  row, left = json.loads(ended.out.splitlines()[-1])
   assert row['reads'] == 'both sides' and 10 < row['blanks'] <= 64
   assert row['loss'] < 1.5 and row['accuracy'] > 0.5, row
+  assert left['reads'] == 'the left' and left['loss'] != row['loss'] and left['blanks'] == row['blanks']
   words = TEXT.split()
   question = {
     'prompt': f'{words[0]} {words[1]}[MASK] {words[3]} {words[4]}', 'options': [f' {words[2]}', ' zzz', ' 99'],
