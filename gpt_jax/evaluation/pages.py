@@ -214,7 +214,7 @@ def _index(root: pathlib.Path) -> None:
   for path in sorted(root.glob('*/page.json')):
     page = json.loads(path.read_text())
     rows.append({'page': f'[{path.parent.name}]({path.parent.name}/README.md)', **page})
-  title = 'Claims of the lineage, tried here: each page is written by the command it shows.'
+  title = 'Claims of the lineage, tried here: each page shows the command that gave it.'
   write_whole(root / 'README.md', f'# Results\n\n{title}\n\n{markdown(pd.DataFrame(rows))}\n')
 
 
