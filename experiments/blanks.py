@@ -96,7 +96,7 @@ def cloze(
     hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
     batches = (place(batch) for text in rows for batch in in_order(text, config['eval_batch_size'], **hosts))
     found = filling(model, params, batches, end)
-    return {'loss': found.loss, 'accuracy': found.accuracy, 'exact_match': found.exact_match_with_end}
+    return {'loss': found.loss, 'accuracy': found.accuracy, 'exact_match_with_end': found.exact_match_with_end}
 
   return evaluation
 
@@ -111,11 +111,10 @@ def fill_texts(
   params: Params,
   tokenizer: Tokenizer,
   texts: Sequence[str],
-  context: int | None = None,
   **how: Any,
 ) -> list[Filled]:
   """The texts with every [MASK], [sMASK] and [gMASK] filled; one without any is written on."""
   of = marks(tokenizer)
   ids = [tokenizer.encode_special(text).tolist() for text in texts]
   ids = [text if set(text) & set(of.masks) else [*text, of.document] for text in ids]
-  return fill(model, params, ids, of, running=runs_on(model.config), context=context, **how)
+  return fill(model, params, ids, of, running=runs_on(model.config), **how)

@@ -129,7 +129,7 @@ def fill_all(
   with writable(partial) as file, tqdm(total=len(lines), unit='prompt', disable=None) as bar:
     for first in range(0, len(lines), BATCH_SIZE.value):
       batch = lines[first : first + BATCH_SIZE.value]
-      for line, found in zip(batch, filled(trained, how, [line['prompt'] for line in batch]), strict=True):
+      for line, found in zip(batch, filled(trained, how, [line['prompt'] for line in batch], first), strict=True):
         blanks_of = [trained.decode(found.span(place)) for place in found.blanks]
         said = {'completion': trained.decode(found.whole), 'blanks': blanks_of}
         file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
@@ -137,14 +137,15 @@ def fill_all(
   partial.replace(out)
 
 
-def filled(trained: language.Trained, how: Mapping[str, Any], texts: Sequence[str]) -> list[Filled]:
-  """Texts with their blanks filled."""
+def filled(trained: language.Trained, how: Mapping[str, Any], texts: Sequence[str], first_row: int = 0) -> list[Filled]:
+  """Texts with their blanks filled; the first is row `first_row` of all."""
   for flag in (flags.FLAGS[name] for name in ('num_beams', 'num_samples', 'chat')):
     if flag.present and flag.value:
       raise UserError(f'--{flag.name} does not go with a model that fills blanks: leave it out')
   return blanks.fill_texts(
-    trained.model, trained.params, trained.tokenizer, texts, trained.context, seed=decoding_flags.SEED.value, **how
-  )
+    trained.model, trained.params, trained.tokenizer, texts, context=trained.context, first_row=first_row,
+    seed=decoding_flags.SEED.value, **how,
+  )  # fmt: skip
 
 
 def check_beams() -> None:

@@ -46,8 +46,9 @@ class Filled:
 
   text: Tokens
   blanks: Mapping[int, Completion]
-  """By the place of a mask; of each completion the tokens with the mark they ended on."""
-  marks: Marks
+  """By the place of a mask; of each completion the tokens with what they ended on."""
+  ends: tuple[int, ...]
+  """Tokens that end a blank, and are no part of the text."""
 
   @property
   def whole(self) -> list[int]:
@@ -58,8 +59,8 @@ class Filled:
     return tokens
 
   def span(self, place: int) -> list[int]:
-    """What was written in a blank, without the mark it ended on."""
-    return [token for token in self.blanks[place].tokens.tolist() if token != self.marks.end]
+    """What was written in a blank, without what it ended on."""
+    return [token for token in self.blanks[place].tokens.tolist() if token not in self.ends]
 
 
 def fill(
@@ -71,14 +72,14 @@ def fill(
   max_new_tokens: int,
   stop_ids: Sequence[int] = (),
   running: bool = False,
-  context: int | None = None,
   seed: int = 0,
   **how: Any,
 ) -> list[Filled]:
   """Every blank of every text filled, one after the other in their order, each knowing those before it.
 
-  What `Blanks` writes in any order is written here in that of the text. Of all texts, blanks of the same number are
-  filled in one batch.
+  Blanks that training has in any order are written in that of the text here. Those of the same number are filled in one
+  batch of all texts; a text that has none left stands in it with its last one, and keeps what was written before: so
+  the draws of a text, and the shapes of programs, do not depend on how many blanks others have.
 
   Args:
     model: without dropout.
@@ -88,9 +89,8 @@ def fill(
     max_new_tokens: of each blank.
     stop_ids: end a blank besides.
     running: see `opened`.
-    context: as in `generate`; None: places of the text are bounded by learned positions, and so are those of a blank.
-    seed: of the draws.
-    how: other arguments of `generate`: sampling, stop, decode.
+    seed: of the draws; each further blank has the next one.
+    how: other arguments of `generate`.
 
   Raises:
     UserError: a text without a blank, or what `generate` refuses.
@@ -100,18 +100,19 @@ def fill(
   for row, found in enumerate(places):
     if not found:
       raise UserError(f'texts[{row}] has no blank: write [MASK], [sMASK] or [gMASK] in it')
-  blanks: list[dict[int, Completion]] = [{} for _ in texts]
+  ends = (*stop_ids, marks.end)
+  filled = [Filled(text, {}, ends) for text in arrays]
   for number in range(max(map(len, places))):
-    rows = [row for row in range(len(texts)) if number < len(places[row])]
     prompts = []
-    for row in rows:
-      before = Filled(arrays[row], blanks[row], marks)
-      spans = {place: before.span(place) for place in places[row][:number]}
-      prompts.append(opened(arrays[row], places[row][number], marks, spans, running))
+    for text, at in zip(filled, places, strict=True):
+      *known, place = at[: number + 1]
+      spans = {before: text.span(before) for before in known}
+      prompts.append(opened(text.text, place, marks, spans, running))
     completions = generate(
-      model, params, prompts, max_new_tokens=max_new_tokens, stop_ids=(*stop_ids, marks.end), context=context,
-      seed=seed + number, **how,
-    )  # fmt: skip
-    for row, completion in zip(rows, completions, strict=True):
-      blanks[row][places[row][number]] = completion
-  return [Filled(text, of, marks) for text, of in zip(arrays, blanks, strict=True)]
+      model, params, prompts, max_new_tokens=max_new_tokens, stop_ids=ends, seed=seed + number, **how
+    )
+    filled = [
+      Filled(text.text, {**text.blanks, at[number]: completion}, ends) if number < len(at) else text
+      for text, at, completion in zip(filled, places, completions, strict=True)
+    ]
+  return filled

@@ -124,6 +124,23 @@ def test_drafts_fill_the_same(draft):
   assert [one.whole for one in plain] == [one.whole for one in drafted]
 
 
+def test_what_is_drawn_does_not_depend_on_what_stands_beside_it():
+  built = build(MODELS['learned'])
+  how = {'max_new_tokens': NEW, 'sampling': Sampling(), 'seed': 7}
+  together = [found.whole for found in fill(*built, TEXTS, MARKS, **how)]
+  apart = [fill(*built, TEXTS[row : row + 1], MARKS, **how, first_row=row)[0].whole for row in range(len(TEXTS))]
+  assert together == apart
+  assert together != [found.whole for found in fill(*built, TEXTS, MARKS, **{**how, 'seed': 8})]
+
+
+def test_what_ends_a_text_is_no_part_of_it():
+  built, greedy = build(MODELS['learned']), Sampling(temperature=0)
+  (found,) = fill(*built, TEXTS[2:3], MARKS, max_new_tokens=NEW, sampling=greedy)
+  stop = int(found.blanks[3].tokens[1])
+  (ended,) = fill(*built, TEXTS[2:3], MARKS, max_new_tokens=NEW, sampling=greedy, stop_ids=(stop,))
+  assert ended.blanks[3].tokens[-1] == stop and stop not in ended.span(3) and ended.blanks[3].finish == 'stop'
+
+
 def test_a_text_without_a_blank_is_refused():
   with pytest.raises(UserError, match=r'texts\[1\] has no blank: write \[MASK\]'):
     fill(*build(MODELS['learned']), [TEXTS[0], [1, 2]], MARKS, max_new_tokens=NEW)
