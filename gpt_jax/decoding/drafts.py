@@ -227,11 +227,15 @@ class ModelDraft:
     return result[2].rewound(start + count)
 
   def propose(self, state: Cache, text: Text, sampling: Sampling, keys: Key[Array, 'B']) -> Proposal:
+    # The token before the last was not read yet if all of the last proposal was kept: it is read again in any case, and
+    # stands where it stood, if it did.
+    known = dataclasses.replace(state, length=jnp.minimum(state.length, text.last))
+    again = node_layout(known, (text.last - 1 - known.length)[:, None] + np.arange(2), text.end)
+
     def following(number: Any, text: Text, cache: Cache) -> tuple[Float[Array, 'B V'], Cache]:
-      # The token before the last was not read yet if all of the last proposal was kept: it is read again in any case.
-      unread = 2 if isinstance(number, int) else 1  # the first, which is no loop's
-      layout = node_layout(cache, np.arange(unread), text.end)
-      result: Any = self.model.apply(self.params, text.ending(unread), layout, cache, method='features')
+      first = isinstance(number, int)  # it is no loop's
+      layout = again if first else node_layout(cache, np.zeros(1, np.int32), text.end)
+      result: Any = self.model.apply(self.params, text.ending(2 if first else 1), layout, cache, method='features')
       hidden, unembed, cache = result
       return unembed(hidden[:, -1]), cache
 
@@ -306,8 +310,8 @@ class MedusaDraft:
     return last
 
 
-def node_layout(cache: Cache, depths: Int[np.ndarray, 'N'], end: Int[Array, 'B']) -> Layout:
-  """Of candidates that follow what a cache has read, of texts that may have `end` tokens.
+def node_layout(cache: Cache, depths: Int[Array | np.ndarray, 'N'] | Int[Array, 'B N'], end: Int[Array, 'B']) -> Layout:
+  """Of candidates so many places behind the first that follows what a cache has read, of texts of up to `end` tokens.
 
   They stand at the places that follow in the text or, where the last token stands in a blank, in that. What would stand
   behind the end stands at it: it is never kept, and a model of learned positions has no such place.

@@ -10,12 +10,10 @@ import pytest
 from gpt_jax.data.infilling import blanked, running
 from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.drafts import ModelDraft, PromptLookup
-from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.infilling import fill, opened
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import unstacked
 from gpt_jax.models.attention import Dense
-from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.masks import Causal, Prefix
 from gpt_jax.models.positions import Learned2D, Rotary, Rotary2D
 from gpt_jax.types import UserError
@@ -72,8 +70,7 @@ def test_blanks_are_filled_as_a_full_forward_would(name):
   config = MODELS[name]
   filled = fill(*build(config), TEXTS, MARKS, max_new_tokens=NEW, sampling=GREEDY)
   for text, found in zip(TEXTS, filled, strict=True):
-    if all(30 not in completion.tokens for completion in found.blanks.values()) or len(found.blanks) == 1:
-      assert [c.tokens.tolist() for c in found.blanks.values()] == by_brute_force(config, text, False)
+    assert [c.tokens.tolist() for c in found.blanks.values()] == by_brute_force(config, text, False)
     assert list(found.blanks) == [place for place, token in enumerate(text) if token in (26, 27, 28)]
   alone = [fill(*build(config), [text], MARKS, max_new_tokens=NEW, sampling=GREEDY)[0].whole for text in TEXTS]
   assert alone == [found.whole for found in filled]
@@ -83,8 +80,6 @@ def test_the_rest_of_a_text_runs_on_in_a_model_that_knows_no_blanks():
   config, text = MODELS['running'], TEXTS[2]
   (found,) = fill(*build(config), [text], MARKS, max_new_tokens=NEW, sampling=GREEDY, running=True)
   assert [found.blanks[3].tokens.tolist()] == by_brute_force(config, text, True)
-  plain = generate(*build(config), [[*text, 29]], max_new_tokens=NEW, sampling=GREEDY, stop_ids=(30,))
-  assert len(plain[0].tokens)  # it reads the mark both ways, and so is another text
 
 
 def test_a_text_is_laid_out_as_training_lays_it_out():
@@ -106,13 +101,13 @@ def test_a_text_is_laid_out_as_training_lays_it_out():
 def test_blanks_are_put_back_without_their_marks():
   filled = fill(*build(MODELS['learned']), TEXTS, MARKS, max_new_tokens=NEW, sampling=Sampling(), seed=3)
   for text, found in zip(TEXTS, filled, strict=True):
-    shown = [token for token in text if token not in (26, 27, 28)]
-    spans = [token for place in found.blanks for token in found.span(place)]
-    assert len(found.whole) == len(shown) + len(spans) and 30 not in spans
-    assert [token for token in found.whole if token in shown or token not in spans][:1]
+    expected, written = [], iter(found.blanks.values())
+    for token in text:
+      expected += next(written).tokens.tolist() if token in (26, 27, 28) else [token]
+    assert found.whole == [token for token in expected if token != 30]
 
 
-@pytest.mark.parametrize('draft', ['lookup', pytest.param('model', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('draft', ['lookup', 'model'])
 def test_drafts_fill_the_same(draft):
   config = MODELS['learned']
   model, params = build(config)
@@ -122,6 +117,10 @@ def test_drafts_fill_the_same(draft):
     fill(model, params, TEXTS, MARKS, max_new_tokens=NEW, sampling=GREEDY, **more) for more in ({}, {'draft': given})
   )
   assert [one.whole for one in plain] == [one.whole for one in drafted]
+  if draft == 'model':  # which stands where the model does, and so is never wrong
+    completions = [completion for one in drafted for completion in one.blanks.values()]
+    assert all(completion.kept == completion.tried for completion in completions)
+    assert sum(completion.kept for completion in completions) > 10
 
 
 def test_what_is_drawn_does_not_depend_on_what_stands_beside_it():
@@ -144,4 +143,3 @@ def test_what_ends_a_text_is_no_part_of_it():
 def test_a_text_without_a_blank_is_refused():
   with pytest.raises(UserError, match=r'texts\[1\] has no blank: write \[MASK\]'):
     fill(*build(MODELS['learned']), [TEXTS[0], [1, 2]], MARKS, max_new_tokens=NEW)
-  assert isinstance(build(MODELS['learned'])[0], LanguageModel)
