@@ -35,26 +35,30 @@ class Blanks:
   """The rest of a text stands at the places that follow, not in a blank: for a rotation that knows no blanks."""
 
   def __post_init__(self) -> None:
-    refuse = lambda name, what: UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
-    for name in KINDS:
-      if getattr(self, name) < 0:
-        raise refuse(name, 'a share, at least 0')
-    if not self.word + self.sentence + self.document > 0:
-      raise refuse('word', 'above 0, or one of sentence and document')
-    for name in ('ratio', 'least_document'):
-      if not 0 < getattr(self, name) <= (1 if name == 'least_document' else 0.5):
-        raise refuse(name, 'above 0, and at most ' + ('1' if name == 'least_document' else '0.5'))
-    for name in ('mean_length', 'longest', 'windows'):
-      if getattr(self, name) <= 0:
-        raise refuse(name, 'above 0')
+    share, positive = (lambda x: x >= 0, 'at least 0'), (lambda x: x > 0, 'above 0')
+    needed = {
+      **dict.fromkeys(KINDS, share),
+      'ratio': (lambda x: 0 < x <= 0.5, 'above 0 and at most 0.5'),
+      'least_document': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+      **dict.fromkeys(('mean_length', 'longest', 'windows'), positive),
+    }
+    for name, (fits, what) in needed.items():
+      if not fits(getattr(self, name)):
+        raise UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
+    if not any(getattr(self, kind) for kind in KINDS):
+      raise UserError(f'config.infilling: one of {", ".join(KINDS)} must be above 0')
 
   @property
   def lengths(self) -> Float[np.ndarray, 'longest']:
     """The probabilities of lengths 1, 2, ... of a span of words."""
     of = np.arange(1, self.longest + 1)
-    logarithms = of * math.log(self.mean_length) - np.array([math.lgamma(length + 1) for length in of])
+    logarithms = of * math.log(self.mean_length) - np.cumsum(np.log(of))
     weights = np.exp(logarithms - logarithms.max())
     return weights / weights.sum()
+
+  def draw_lengths(self, draws: Float[np.ndarray, '*W']) -> Int[np.ndarray, '*W']:
+    """Lengths of spans of words, of draws from 0 to 1."""
+    return 1 + np.searchsorted(np.cumsum(self.lengths)[:-1], draws, 'right')
 
   def most(self, size: int) -> int:
     """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
@@ -73,7 +77,7 @@ def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[n
   """
   most = how.most(size)
   lengths, mixed, slots = np.split(draws, [most, 2 * most], axis=1)
-  lengths = 1 + np.searchsorted(np.cumsum(how.lengths)[:-1], lengths, 'right')
+  lengths = how.draw_lengths(lengths)
   ends = np.cumsum(lengths, axis=1)
   drawn = (ends - lengths < how.ratio * size) & (ends + np.arange(most) <= size)
   # The last of those that were drawn until there were enough are longer than others: they must not stand last.

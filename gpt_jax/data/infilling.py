@@ -22,7 +22,7 @@ def blanked(
   masks: Int[np.ndarray, 'W'],
   marks: Marks,
   length: int,
-  ended: Bool[np.ndarray, 'W'] | bool = True,
+  ended: bool = True,
 ) -> Batch:
   """Texts as GLM reads them: part A, in which a mask stands for each blank, and part B, what stood in the blanks.
 
@@ -79,7 +79,7 @@ def blanked(
   labels = made.copy()
   r, blank = np.nonzero(lengths)
   at = begins[r, blank] + taken[r, blank]
-  labels[r, at], weights[r, at] = marks.end, np.broadcast_to(ended, rows)[r]
+  labels[r, at], weights[r, at] = marks.end, ended
   places = np.broadcast_to(np.arange(length + 1, dtype=np.int32), shape)
   segment = (places < (parts + taken.sum(axis=1))[:, None]).astype(np.int32)
   layout = Layout(places, position, block, segment, places < parts[:, None])
@@ -256,8 +256,8 @@ class Asked:
     self.context = context
     kept = []
     for tokens, taught in texts:
-      end = len(taught) - list(taught)[::-1].index(True) if any(taught) else 0
-      start = end - next((n for n, said in enumerate(list(taught)[:end][::-1]) if not said), end)
+      end = 1 + max((place for place, said in enumerate(taught) if said), default=-1)
+      start = 1 + max((place for place, said in enumerate(taught[:end]) if not said), default=-1)
       if 0 < start < end <= context - 2:
         kept.append((tokens[:end], start))
     self.dropped = len(texts) - len(kept)

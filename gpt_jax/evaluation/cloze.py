@@ -66,33 +66,45 @@ def choice_logprobs(
   model: LanguageModel,
   params: Params,
   questions: Sequence[Sequence[int]],
-  options: Sequence[Sequence[int]],
+  options: Sequence[Sequence[Sequence[int]]],
   marks: Marks,
+  *,
   running: bool = False,
-) -> Float[np.ndarray, 'Q O']:
-  """log p that the first blank of each question holds each option: classification by a verbalizer (GLM, equation 3).
+  batch_size: int = 32,
+) -> list[Float[np.ndarray, '_']]:
+  """log p that the first blank of each question holds each of its options: GLM's verbalizer (equation 3).
 
-  That is of all its tokens and of the end behind them, so that long options are not favoured, nor short ones.
+  That is of all its tokens and of the end behind them. `running` is as in `decoding.infilling.opened`; so many options
+  are read at a time.
 
   Raises:
-    UserError: a question without a blank, or no option.
+    UserError: a question without a blank, or without options.
   """
-  if not options or not all(map(len, options)):
-    raise UserError('options: give at least one, none of them empty')
   rows: list[Placed] = []
-  for number, question in enumerate(questions):
+  sizes: list[int] = []
+  for number, (question, its_options) in enumerate(zip(questions, options, strict=True)):
     place = next((place for place, token in enumerate(question) if token in marks.masks), None)
     if place is None:
       raise UserError(f'questions[{number}] has no blank: write [MASK] in it')
+    if not its_options or not all(map(len, its_options)):
+      raise UserError(f'options[{number}]: give at least one, none of them empty')
     asked = opened(question, place, marks, running=running)
-    rows += [_answered(asked, option, marks.end) for option in options]
+    rows += [_answered(asked, option, marks.end) for option in its_options]
+    sizes += [len(option) + 1 for option in its_options]
   tokens, layout, counts = padded(rows)
-  before = counts - np.tile([len(option) + 1 for option in options], len(questions))
   at = np.arange(tokens.shape[1])
-  weights = ((at >= before[:, None]) & (at < counts[:, None])).astype(np.float32)
-  batch = {'tokens': tokens, 'weights': weights, 'layout': layout}
-  logprobs = jax.device_get(jax.jit(response_logprobs, static_argnums=0)(model, params, batch))
-  return (logprobs * weights[:, 1:]).sum(axis=1).reshape(len(questions), len(options))
+  said = (at >= (counts - sizes)[:, None]) & (at < counts[:, None])
+  found = []
+  for first in range(0, len(rows), batch_size):
+    some = np.minimum(np.arange(first, first + batch_size), len(rows) - 1)  # the last again, so that shapes stay
+    batch = jax.tree.map(lambda x, some=some: x[some], {'tokens': tokens, 'layout': layout, 'weights': said})
+    found.append(_logprobs(model, params, {**batch, 'weights': batch['weights'].astype(np.float32)}))
+  logprobs = np.concatenate(jax.device_get(found))[: len(rows)]
+  each = (logprobs * said[:, 1:]).sum(axis=1)
+  return np.split(each, np.cumsum([len(its_options) for its_options in options])[:-1])
+
+
+_logprobs = functools.partial(jax.jit, static_argnums=0)(response_logprobs)
 
 
 def _answered(asked: Placed, option: Sequence[int], end: int) -> Placed:

@@ -63,10 +63,10 @@ def test_what_greedy_decoding_writes_is_an_exact_match_and_anything_else_is_none
 
 def test_options_weigh_what_their_tokens_and_the_end_do(params):
   questions, options = [[3, 26, 5], [26, 8, 9, 10]], [[11], [12, 13], [14, 15, 16]]
-  found = choice_logprobs(MODEL, params, questions, options, MARKS)
-  assert found.shape == (2, 3)
+  found = choice_logprobs(MODEL, params, questions, [options, options[1:]], MARKS, batch_size=2)
+  assert [len(of) for of in found] == [3, 2]
   for row, (question, place) in enumerate(zip(questions, (1, 0), strict=True)):
-    for column, option in enumerate(options):
+    for column, option in enumerate(options[row:]):
       text = [*question[:place], *option, *question[place + 1 :]]
       batch = rows([text], [(place, place + len(option))])
       tokens, layout = jax.tree.map(lambda x: jnp.asarray(x[:, :-1]), (batch['tokens'], batch['layout']))
@@ -75,11 +75,11 @@ def test_options_weigh_what_their_tokens_and_the_end_do(params):
       counted = np.flatnonzero(batch['weights'][0, 1:])
       assert len(counted) == len(option) + 1
       want = sum(float(logprobs[at, batch['labels'][0, at + 1]]) for at in counted)
-      assert found[row, column] == pytest.approx(want, abs=1e-4)
+      assert found[row][column] == pytest.approx(want, abs=1e-4)
 
 
 def test_what_is_no_question_is_refused(params):
   with pytest.raises(UserError, match=r'questions\[0\] has no blank'):
-    choice_logprobs(MODEL, params, [[1, 2]], [[3]], MARKS)
-  with pytest.raises(UserError, match='options: give at least one, none of them empty'):
-    choice_logprobs(MODEL, params, [[26]], [[]], MARKS)
+    choice_logprobs(MODEL, params, [[1, 2]], [[[3]]], MARKS)
+  with pytest.raises(UserError, match=r'options\[0\]: give at least one, none of them empty'):
+    choice_logprobs(MODEL, params, [[26]], [[[]]], MARKS)
