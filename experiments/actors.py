@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import language
+from experiments import language, reading
 from experiments.heads import load_reward
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import ActorCritic, LanguageModel
@@ -37,7 +37,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError(f'config.init_from is missing: name {language.MODEL}')
   if bool(config['reward']['model']) == bool(config['reward']['function']):
     raise UserError('config.reward takes either a model, a run of experiments.reward, or a function')
-  language.sources_of(config['data'])
+  reading.sources_of(config['data'])
   rollout = config['rollout']
   counts = {name: config[name] for name in ('num_rollouts', 'epochs', 'minibatches')}
   counts |= {f'rollout.{name}': rollout[name] for name in ('prompts', 'num_samples', 'max_new_tokens')}
@@ -51,7 +51,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
       f'config.minibatches = {config["minibatches"]} does not divide the {episodes} responses of a rollout'
     )
   if config['pretraining']['coefficient']:
-    language.beside(config)
+    reading.beside(config)
   if rollout['temperature'] <= 0:
     raise UserError(f'config.rollout.temperature = {rollout["temperature"]} must be above 0')
   choose('config.critic', config['critic'], dict.fromkeys(CRITICS))

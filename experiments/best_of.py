@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from experiments import command, language, prompts, rewards
+from experiments import command, language, prompts, rewards, runs
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.rollouts import Writing
 from gpt_jax.training.workdir import write_whole
@@ -50,7 +50,7 @@ def main(_: Any) -> None:
   found, limit = language.weights(name), BEGINNINGS.value or PROMPT_TOKENS.value
   data = {'source': command.required(SOURCE), 'held_out': HELD_OUT.value, 'prompt_tokens': limit}
   asked = prompts.of_split({**data, 'beginnings': bool(BEGINNINGS.value)}, found, SPLIT.value)[: LIMIT.value or None]
-  language.check_context(found.config, limit + MAX_NEW_TOKENS.value, 'a prompt and --max_new_tokens')
+  runs.check_context(found.config, limit + MAX_NEW_TOKENS.value, 'a prompt and --max_new_tokens')
   if FUNCTION.value is not None:
     known = {tuple(ids): record for ids, record in asked}
     reward = rewards.of_function(FUNCTION.value, '--function', found.tokenizer, known)

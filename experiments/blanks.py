@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from experiments import language
-from gpt_jax.data.blanks import Blanks
+from experiments import language, reading
+from gpt_jax.data.blanks import KINDS, Blanks
 from gpt_jax.data.formats import demonstrations, teach
 from gpt_jax.data.infilling import Asked, Blanked, LeftToRight, text_context
 from gpt_jax.data.marks import NAMES, Marks, marks_of, sentence_ends
@@ -22,9 +22,14 @@ from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.types import Batch, Params, UserError
 
 
+def fills_blanks(config: Mapping[str, Any]) -> bool:
+  """Whether a run learns to fill blanks, and not to write from left to right."""
+  return any(config.get('infilling', {}).get(kind) for kind in KINDS)
+
+
 def of_config(config: Mapping[str, Any], model: TransformerConfig) -> Blanks | None:
   """What config.infilling blanks; None: nothing, text is read from left to right."""
-  if not language.fills_blanks(config):
+  if not fills_blanks(config):
     return None
   fields = dict(config['infilling'])
   for name in ('instructions', 'instructions_share'):
@@ -56,9 +61,9 @@ def marks(tokenizer: Tokenizer) -> Marks:
 
 def training(config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks | None) -> tuple[list[Dataset], list[float]]:
   """What is learned from, and the weight of each in the mixture: rows of text, blanked or not, and instructions."""
-  weights = language.weights_of(config['data'])
+  weights = reading.weights_of(config['data'])
   if how is None:
-    return list(language.rows(config, tokenizer, 'train', drop_remainder=True)), weights
+    return list(reading.rows(config, tokenizer, 'train', drop_remainder=True)), weights
   rows: list[Dataset] = list(blanked(config, tokenizer, how, 'train'))
   name, share = config['infilling']['instructions'], config['infilling']['instructions_share']
   if not name:
@@ -73,7 +78,7 @@ def blanked(config: Mapping[str, Any], tokenizer: Tokenizer, how: Blanks, split:
   """Rows with blanks of a split of each source; of held-out text those of config.eval_rows rows."""
   context = config['context']
   num_tokens = config['eval_rows'] * context if split == 'validation' else 0
-  rows = language.rows(
+  rows = reading.rows(
     config, tokenizer, split, drop_remainder=True, num_tokens=num_tokens, context=text_context(context)
   )
   ends, of = sentence_ends(tokenizer), marks(tokenizer)
@@ -86,7 +91,7 @@ def cloze(
   how: Blanks,
   model: LanguageModel,
   place: Callable[[Batch], Batch],
-) -> language.Evaluation:
+) -> reading.Evaluation:
   """How well one blank in each held-out text is filled, a span of words: the same whatever is blanked in training."""
   some = 0.5 / config['context']  # of a text less than a token, so that one span is enough
   alone = dataclasses.replace(how, word=1.0, sentence=0.0, document=0.0, ratio=some, windows=1)
@@ -101,9 +106,18 @@ def cloze(
   return evaluation
 
 
-def left_to_right(rows: list[Rows], tokenizer: Tokenizer, model: TransformerConfig) -> list[LeftToRight]:
-  """Rows of text as a model that fills blanks writes them."""
-  return [LeftToRight(text, marks(tokenizer), runs_on(model)) for text in rows]
+def as_written(
+  config: Mapping[str, Any], tokenizer: Tokenizer, model: TransformerConfig, split: str, *, context: int, **some: Any
+) -> Sequence[Rows] | Sequence[LeftToRight]:
+  """Rows of text that take `context` places, laid out as the model writes: all in one blank, if it fills blanks.
+
+  `some` are other arguments of `reading.rows`.
+  """
+  of = language.marks_read(tokenizer, model)
+  if of is None:
+    return reading.rows(config, tokenizer, split, context=context, drop_remainder=False, **some)
+  rows = reading.rows(config, tokenizer, split, context=text_context(context), drop_remainder=False, **some)
+  return [LeftToRight(text, of, runs_on(model)) for text in rows]
 
 
 def fill_texts(

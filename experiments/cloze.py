@@ -19,9 +19,10 @@ import numpy as np
 from tabulate import tabulate
 
 from experiments import blanks, command, language
+from gpt_jax.data.answers import Answers, answered
 from gpt_jax.data.blanks import Blanks
 from gpt_jax.data.infilling import blanked
-from gpt_jax.data.rows import Rows, one_text, tokenize
+from gpt_jax.data.rows import Rows, tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.evaluation.cloze import Filling, choice_logprobs, filling
 from gpt_jax.types import Batch, UserError
@@ -32,7 +33,7 @@ SPLIT = flags.DEFINE_enum('split', 'validation', ['train', 'validation'], 'of th
 HELD_OUT = flags.DEFINE_float('held_out', 0.1, 'fraction, where the source has no validation split of its own')
 TEXTS = flags.DEFINE_integer('texts', 256, 'from all over the source, at most', lower_bound=1)
 SIZE = flags.DEFINE_integer('size', 100, 'tokens of a text, by the vocabulary of the first model', lower_bound=16)
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'texts at a time', lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'texts, or options, at a time', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'of the blanks')
 QUESTIONS = flags.DEFINE_string('questions', None, 'a file of JSON lines')
 
@@ -43,7 +44,7 @@ def main(_: Any) -> None:
     raise UserError('give --source, of texts whose blanks are filled, or --questions=FILE.jsonl')
   if QUESTIONS.value is not None:
     asked = read_questions(pathlib.Path(QUESTIONS.value))
-    print(tabulate([[name, answered(model, asked)] for name, model in models], ['model', 'right'], floatfmt='.3f'))
+    print(tabulate([[name, right(model, asked)] for name, model in models], ['model', 'right'], floatfmt='.3f'))
     return
   table = []
   for source in command.required(SOURCE):
@@ -74,7 +75,7 @@ def drawn(source: str, model: language.Trained) -> list[Span]:
   found = []
   for text in texts:
     for chances in generator.random((TRIES, 2)):
-      length = 1 + int(np.searchsorted(np.cumsum(how.lengths)[:-1], chances[0], 'right'))
+      length = int(how.draw_lengths(chances[:1])[0])
       start = 1 + int(chances[1] * (SIZE.value - length - 1))
       before, inside, behind = (model.decode(part.tolist()) for part in np.split(text, [start, start + length]))
       span = Span(before.lstrip(BROKEN), inside, behind.rstrip(BROKEN))
@@ -112,16 +113,10 @@ def _with_blanks(model: language.Trained, spans: Sequence[Span]) -> Batch:
 
 
 def _before_and_inside(model: language.Trained, spans: Sequence[Span]) -> Batch:
-  parts = [[model.tokenizer.encode(part) for part in (span.before, span.inside)] for span in spans]
-  begin = list(model.begin)
-  length = _room(max(len(begin) + len(a) + len(b) for a, b in parts))
-  tokens, weights = np.zeros((len(spans), length), np.int32), np.zeros((len(spans), length), np.float32)
-  real = np.zeros((len(spans), length), bool)
-  for row, (before, inside) in enumerate(parts):
-    ids = [*begin, *before, *inside]
-    tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
-    weights[row, len(ids) - len(inside) : len(ids)] = 1
-  return {'tokens': tokens, 'weights': weights, 'layout': one_text(real)}
+  encode = model.tokenizer.encode
+  texts = [answered([*model.begin, *encode(span.before)], encode(span.inside).tolist()) for span in spans]
+  rows = Answers(texts, _room(max(len(tokens) for tokens, _ in texts)) - 1)
+  return rows.batch(np.arange(len(rows)))
 
 
 def _room(length: int) -> int:
@@ -154,17 +149,16 @@ def _questions(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Mapping[str
     yield line
 
 
-def answered(model: language.Trained, questions: Sequence[Mapping[str, Any]]) -> float:
+def right(model: language.Trained, questions: Sequence[Mapping[str, Any]]) -> float:
   """The share of questions of which the right option is the likeliest."""
-  marks = blanks.marks(model.tokenizer)
-  right = 0
-  for line in questions:
-    ids = [model.tokenizer.encode(option).tolist() for option in line['options']]
-    question = model.tokenizer.encode_special(line['prompt']).tolist()
-    runs = blanks.runs_on(model.model.config)
-    found = choice_logprobs(model.model, model.params, [question], ids, marks, runs)[0]
-    right += line['options'][int(found.argmax())] == line['answer']
-  return right / len(questions)
+  encode, encode_special = model.tokenizer.encode, model.tokenizer.encode_special
+  found = choice_logprobs(
+    model.model, model.params, [encode_special(line['prompt']).tolist() for line in questions],
+    [[encode(option).tolist() for option in line['options']] for line in questions],
+    blanks.marks(model.tokenizer), running=blanks.runs_on(model.model.config), batch_size=BATCH_SIZE.value,
+  )  # fmt: skip
+  chosen = [line['options'][int(of.argmax())] for line, of in zip(questions, found, strict=True)]
+  return float(np.mean([option == line['answer'] for option, line in zip(chosen, questions, strict=True)]))
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import language, prompts, rewards
+from experiments import language, prompts, reading, rewards, runs
 from gpt_jax.data.answers import Answers
 from gpt_jax.data.formats import Demonstration, ask, demonstrations, teach
 from gpt_jax.data.rows import Dataset
@@ -36,11 +36,11 @@ def checked(config: Mapping[str, Any]) -> Lora | None:
   Raises:
     UserError: what is wrong in the config, as far as it can be known before any data is read.
   """
-  language.check_epochs(config)
+  runs.check_epochs(config)
   if not 0 <= config['pretraining']['share'] < 1:
     raise UserError(f'config.pretraining.share = {config["pretraining"]["share"]} must be from 0 up to 1')
   if config['pretraining']['share']:
-    language.beside(config)
+    reading.beside(config)
   for template in config['data']['templates']:
     if template.count('{}') != 1:
       raise UserError(f'config.data.templates: {template!r} must have {{}} once, where the prompt goes')
@@ -62,7 +62,7 @@ def training_rows(config: Mapping[str, Any], found: language.Weights) -> tuple[l
   share = config['pretraining']['share']
   if not share:
     return rows, [1.0]
-  text = language.rows(language.beside(config), found.tokenizer, 'train', drop_remainder=True)
+  text = reading.rows(reading.beside(config), found.tokenizer, 'train', drop_remainder=True)
   return [*rows, *text], [1 - share, *(share / len(text) for _ in text)]
 
 
@@ -80,12 +80,12 @@ def answers(config: Mapping[str, Any], found: language.Weights, split: str) -> A
 def shown(config: Mapping[str, Any], split: str) -> list[Demonstration]:
   """The demonstrations of a split of config.data, as the model is shown them."""
   data, every = config['data'], []
-  for name in language.sources_of(data):
+  for name in reading.sources_of(data):
     every += demonstrations(records(name, split, data['held_out']))[: data['cap'] or None]
   return [_asked(demonstration, number, data) for number, demonstration in enumerate(every)]
 
 
-def rewarded(config: Mapping[str, Any], found: language.Weights, model: LanguageModel) -> language.Evaluation:
+def rewarded(config: Mapping[str, Any], found: language.Weights, model: LanguageModel) -> reading.Evaluation:
   """What a reward model says of answers to held-out prompts: by that InstructGPT chose among epochs (appendix C.1).
 
   Raises:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import command, generations, language
+from experiments import command, generations, language, reading, runs
 from gpt_jax.data import tokenizers
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
@@ -49,7 +49,7 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
   cfg = language.model_config(config, teacher.tokenizer)
   data = generations.data(config, workdir, teacher, config['teacher'])
   for each in (cfg, teacher.model.config):
-    language.check_context(each, data.context)
+    runs.check_context(each, data.context)
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   batches, says = data.batches(config), teacher_outputs(teacher.model, config['loss'])
 
@@ -70,7 +70,7 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
     loss_fn = next_token_loss(model, chunk=loss['chunk'])
   else:
     loss_fn = distillation_loss(model, direction=direction, **loss)
-  reading = 0.0 if direction is None else training_flops(teacher.model.config, data.context) / 3
+  teaching = 0.0 if direction is None else training_flops(teacher.model.config, data.context) / 3
   state = run(
     workdir,
     config,
@@ -79,7 +79,7 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
     source=lambda index, state: [batches(index) if direction is None else with_teacher(batches(index))],
     placement=placement,
     tokens_per_step=lambda index: config['batch_size'] * data.context,
-    flops_per_token=training_flops(cfg, data.context) + reading,
+    flops_per_token=training_flops(cfg, data.context) + teaching,
     evaluations={'validation': validation},
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
   )
@@ -96,7 +96,7 @@ def checked(config: Mapping[str, Any]) -> tuple[Direction | None, dict[str, Any]
   """
   if not config['teacher']:
     raise UserError(f'config.teacher is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
+  reading.sources_of(config['data'])
   make_optimizer(config['optimizer'], config['num_steps'])
   loss = config['loss']
   direction = choose('config.loss.kind', loss['kind'], KINDS)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import command, language, preferences
+from experiments import command, language, preferences, runs
 from gpt_jax.data import mixture
 from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
@@ -40,13 +40,13 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   preferences.check(config)
   found = language.weights(config['init_from'])
   cfg = dataclasses.replace(found.changed(config['model']).evaluated(), lora=None)
-  language.check_context(cfg, config['context'])
+  runs.check_context(cfg, config['context'])
   train, validation = (preferences.ranked(config, found, split) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   config = {**config, 'num_steps': num_steps, 'begin': found.begin}
-  language.claim(workdir, config, found.tokenizer, cfg)
+  runs.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
-  language.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
+  runs.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, reference = LanguageModel(cfg), found.read(cfg, placement.params)
   says = jax.jit(functools.partial(log_likelihoods, model, chunk=loss['chunk']))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}

@@ -11,8 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import blanks, command, language, model_flags
-from gpt_jax.data.infilling import text_context
+from experiments import blanks, command, model_flags, reading
 from gpt_jax.types import UserError
 
 SOURCE = flags.DEFINE_string('source', None, 'text to evaluate on; not given: what the run was trained on')
@@ -43,14 +42,12 @@ def main(_: Any) -> None:
   config['context'] = CONTEXT.value or min(config['context'], limit or config['context'])
   if limit is not None and config['context'] > limit:
     raise UserError(f'--context={config["context"]} exceeds the {limit} tokens that the model was made for')
-  size = config['context'] if trained.marks is None else text_context(config['context'])
-  rows = language.rows(
-    config, trained.tokenizer, SPLIT.value, drop_remainder=False, num_tokens=NUM_TOKENS.value, stride=STRIDE.value,
-    begin=trained.begin, context=size,
+  rows = blanks.as_written(
+    config, trained.tokenizer, trained.model.config, SPLIT.value, context=config['context'],
+    num_tokens=NUM_TOKENS.value, stride=STRIDE.value, begin=trained.begin,
   )  # fmt: skip
-  texts = rows if trained.marks is None else blanks.left_to_right(rows, trained.tokenizer, trained.model.config)
   batch_size = BATCH_SIZE.value or (1 if foreign else 32)
-  result = language.validation(trained.model, texts, batch_size)(trained.params)
+  result = reading.validation(trained.model, rows, batch_size)(trained.params)
   print(json.dumps({**result, 'byte_perplexity': 2 ** result['bits_per_byte']}, indent=2))
 
 

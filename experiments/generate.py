@@ -6,7 +6,7 @@ python -m experiments.generate --model=MODEL --prompts=FILE.jsonl --out=FILE.jso
 python -m experiments.generate --model=MODEL --prompt=TEXT --num_beams=4 [--length_penalty=0.6]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 import pathlib
 import sys
@@ -19,7 +19,6 @@ from experiments import blanks, command, decoding_flags, language
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.beam import beam_search
 from gpt_jax.decoding.generate import Completion, generate, joined, stream
-from gpt_jax.decoding.infilling import Filled
 from gpt_jax.types import UserError
 
 PROMPT = flags.DEFINE_string('prompt', None, 'what the text begins with; with --chat, a question')
@@ -53,8 +52,9 @@ def write(prompt: str) -> None:
     raise UserError('--num_samples writes several texts: give --prompts=FILE.jsonl with --out=FILE.jsonl')
   trained, how = decoding_flags.load()
   if trained.marks is not None:
-    (found,) = filled(trained, how, [prompt])
-    print(trained.decode(found.whole))
+    check_blanks()
+    ((_, said),) = filled(trained, how, [prompt], 0)
+    print(said['completion'])
     return
   ids, ends = ids_of(trained, {'prompt': prompt}), trained.tokenizer.conventions.ends
   pieces: list[Completion] = []
@@ -94,58 +94,59 @@ def write_all(prompts: pathlib.Path, out: pathlib.Path) -> None:
   partial = out.with_name(out.name + '.partial')
   writable(partial).close()
   trained, how = decoding_flags.load()
-  if trained.marks is not None:
-    fill_all(trained, how, lines, out, partial)
-    return
-  rows = [ids_of(trained, line) for line in lines]
-  ends = trained.tokenizer.conventions.ends
-  with writable(partial) as file, tqdm(total=len(rows), unit='prompt', disable=None) as bar:
-    for first in range(0, len(rows), BATCH_SIZE.value):
-      batch = rows[first : first + BATCH_SIZE.value]
-      if NUM_BEAMS.value is None:
-        completions = generate(
-          trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
-          first_row=first, num_samples=NUM_SAMPLES.value,
-        )  # fmt: skip
-      else:
-        completions = best(trained, how, batch, NUM_BEAMS.value)
-      for number, found in enumerate(completions):
-        line = lines[first + number // NUM_SAMPLES.value]
-        text = trained.decode([token for token in found.tokens.tolist() if token not in ends])
-        said = {'completion': text, 'finish': found.finish, 'num_tokens': len(found.tokens)}
-        file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
-      bar.update(len(batch))
-  partial.replace(out)
-
-
-def fill_all(
-  trained: language.Trained,
-  how: Mapping[str, Any],
-  lines: Sequence[Mapping[str, Any]],
-  out: pathlib.Path,
-  partial: pathlib.Path,
-) -> None:
-  """A line for each prompt, in order: `completion` is all of it with its blanks filled, `blanks` what was put there."""
+  asked: Sequence[Any]
+  complete: Callable[..., Said]
+  if trained.marks is None:
+    asked, complete = [ids_of(trained, line) for line in lines], continued
+  else:
+    check_blanks()
+    asked, complete = [line['prompt'] for line in lines], filled
   with writable(partial) as file, tqdm(total=len(lines), unit='prompt', disable=None) as bar:
     for first in range(0, len(lines), BATCH_SIZE.value):
-      batch = lines[first : first + BATCH_SIZE.value]
-      for line, found in zip(batch, filled(trained, how, [line['prompt'] for line in batch], first), strict=True):
-        blanks_of = [trained.decode(found.span(place)) for place in found.blanks]
-        said = {'completion': trained.decode(found.whole), 'blanks': blanks_of}
-        file.write(json.dumps({**line, **said}, ensure_ascii=False) + '\n')
+      batch = asked[first : first + BATCH_SIZE.value]
+      for number, said in complete(trained, how, batch, first):
+        file.write(json.dumps({**lines[first + number], **said}, ensure_ascii=False) + '\n')
       bar.update(len(batch))
   partial.replace(out)
 
 
-def filled(trained: language.Trained, how: Mapping[str, Any], texts: Sequence[str], first_row: int = 0) -> list[Filled]:
-  """Texts with their blanks filled; the first is row `first_row` of all."""
+Said = Iterator[tuple[int, dict[str, Any]]]
+"""The number of a prompt, and what there is to say of what the model wrote."""
+
+
+def continued(trained: language.Trained, how: Mapping[str, Any], batch: Sequence[Sequence[int]], first: int) -> Said:
+  """What was written on from prompts, of which the first has the number `first`."""
+  ends = trained.tokenizer.conventions.ends
+  if NUM_BEAMS.value is None:
+    completions = generate(
+      trained.model, trained.params, batch, **how, seed=decoding_flags.SEED.value, context=trained.context,
+      first_row=first, num_samples=NUM_SAMPLES.value,
+    )  # fmt: skip
+  else:
+    completions = best(trained, how, batch, NUM_BEAMS.value)
+  for number, found in enumerate(completions):
+    text = trained.decode([token for token in found.tokens.tolist() if token not in ends])
+    yield (
+      number // NUM_SAMPLES.value, {'completion': text, 'finish': found.finish, 'num_tokens': len(found.tokens)},
+    )  # fmt: skip
+
+
+def filled(trained: language.Trained, how: Mapping[str, Any], batch: Sequence[str], first: int) -> Said:
+  """Prompts with their blanks filled, and what was put there."""
+  found = blanks.fill_texts(
+    trained.model, trained.params, trained.tokenizer, batch, context=trained.context, first_row=first,
+    seed=decoding_flags.SEED.value, **how,
+  )  # fmt: skip
+  for number, text in enumerate(found):
+    spans = [trained.decode(text.span(place)) for place in text.blanks]
+    yield number, {'completion': trained.decode(text.whole), 'blanks': spans}
+
+
+def check_blanks() -> None:
+  """Raises UserError where a model that fills blanks is given flags of others."""
   for flag in (flags.FLAGS[name] for name in ('num_beams', 'num_samples', 'chat')):
     if flag.present and flag.value:
       raise UserError(f'--{flag.name} does not go with a model that fills blanks: leave it out')
-  return blanks.fill_texts(
-    trained.model, trained.params, trained.tokenizer, texts, context=trained.context, first_row=first_row,
-    seed=decoding_flags.SEED.value, **how,
-  )  # fmt: skip
 
 
 def check_beams() -> None:

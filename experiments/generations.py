@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import language
+from experiments import language, reading
 from gpt_jax.data import mixture
 from gpt_jax.data.answers import Answers, answered
 from gpt_jax.data.rows import Dataset, in_order
@@ -51,10 +51,10 @@ def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, nam
   how = config['generate']
   if not how['rows']:
     number = config['eval_rows'] * config['context']
-    rows = lambda split, **more: language.rows(config, trained.tokenizer, split, begin=trained.begin, **more)
+    rows = lambda split, **more: reading.rows(config, trained.tokenizer, split, begin=trained.begin, **more)
     return Data(
       rows('train', drop_remainder=True),
-      language.weights_of(config['data']),
+      reading.weights_of(config['data']),
       rows('validation', drop_remainder=False, num_tokens=number),
     )
   make = choose('config.generate.prompts', how['prompts'], PROMPTS)
@@ -75,7 +75,7 @@ def _pieces(config: Mapping[str, Any], trained: language.Trained, split: str, nu
   """Pieces of the text, to be gone on from."""
   whole = {**config, 'data': {**config['data'], 'separate_documents': False}}
   size = config['generate']['prompt_tokens']
-  rows = language.rows(whole, trained.tokenizer, split, drop_remainder=True, context=size - 1)
+  rows = reading.rows(whole, trained.tokenizer, split, drop_remainder=True, context=size - 1)
   places = [(part, i) for part in rows for i in range(len(part))]
   chosen = [places[i] for i in _spread(len(places), number)]
   return [[*trained.begin, *part.batch(np.array([i]))['tokens'][0].tolist()] for part, i in chosen]
@@ -87,7 +87,7 @@ def _requests(config: Mapping[str, Any], trained: language.Trained, split: str, 
   for request in requests or ('',):
     if request.count('{}') != 1:
       raise UserError(f'config.generate.requests: {request!r} must have {{}} once, where a line of the text goes')
-  names, held_out = language.sources_of(config['data']), config['data']['held_out']
+  names, held_out = reading.sources_of(config['data']), config['data']['held_out']
   lines = [line for name in names for text in documents(name, split, held_out) for line in text.splitlines()]
   lines = [line for line in lines if line.strip()]
   prompts = []

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import command, demonstrations, language
+from experiments import command, demonstrations, language, runs
 from gpt_jax.data import mixture
 from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
@@ -33,7 +33,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   lora = demonstrations.checked(config)
   found = language.weights(config['init_from'])
   cfg = dataclasses.replace(found.changed(config['model']), lora=lora)
-  language.check_context(cfg, config['context'])
+  runs.check_context(cfg, config['context'])
   train, weights = demonstrations.training_rows(config, found)
   validation = demonstrations.answers(config, found, 'validation')
   num_steps = max(round(config['epochs'] * len(train[0]) / (config['batch_size'] * weights[0])), 1)
@@ -43,9 +43,9 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   by_reward = config['checkpoint'] == 'reward'
   evaluations = {'held_out': demonstrations.rewarded(config, found, evaluated)} if by_reward else {}
-  language.claim(workdir, config, found.tokenizer, cfg)
+  runs.claim(workdir, config, found.tokenizer, cfg)
   placement = Placement(make_mesh(config['mesh']))
-  language.say_kernels(cfg, config['batch_size'], config['context'])
+  runs.say_kernels(cfg, config['batch_size'], config['context'])
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
   batches = mixture.prefetched(mixture.batches(train, weights, config['batch_size'], config['seed'], **hosts))

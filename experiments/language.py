@@ -1,6 +1,6 @@
-"""From configs and finished runs to models, tokenizers and text."""
+"""Models by name: what runs leave and what comes from elsewhere, with their tokenizers and how they are spoken to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -8,36 +8,19 @@ from typing import Any
 import jax
 
 from gpt_jax.data import assets, tokenizers
-from gpt_jax.data.blanks import KINDS
 from gpt_jax.data.conventions import ChatTemplate, Message
-from gpt_jax.data.infilling import LeftToRight
-from gpt_jax.data.marks import Marks, marks_of, with_marks
-from gpt_jax.data.rows import Dataset, Rows, head, in_order, tokenize
-from gpt_jax.data.sources import documents
+from gpt_jax.data.marks import Marks, marks_of
 from gpt_jax.data.tokenizers import Tokenizer
-from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.interop.pretrained import pretrained
 from gpt_jax.interop.tensors import Place, Pretrained
-from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel, parameter_shapes
 from gpt_jax.models.lora import Lora, merged
-from gpt_jax.models.parts import from_config, kernels_of, to_config
+from gpt_jax.models.parts import from_config
 from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
-from gpt_jax.objectives.likelihood import next_token_loss
-from gpt_jax.training.checkpoints import latest_step, restore_params
-from gpt_jax.training.optimizers import make_optimizer
-from gpt_jax.training.schedules import BatchRamp
-from gpt_jax.training.workdir import prepare, read_json, write_json
-from gpt_jax.types import Batch, Params, UserError
-
-
-def sources_of(data: Mapping[str, Any]) -> list[str]:
-  """The names of config.data.source."""
-  names = [name.strip() for name in data['source'].split(',') if name.strip()]
-  if not names:
-    raise UserError('config.data.source is empty; give asset:NAME, file:PATH, tfds:NAME or hf:NAME')
-  return names
+from gpt_jax.training.checkpoints import restore_params
+from gpt_jax.training.workdir import read_json
+from gpt_jax.types import Params, UserError
 
 
 def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> TransformerConfig:
@@ -48,136 +31,6 @@ def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> Transformer
   if size < needed:
     raise UserError(f'config.model.vocab_size = {size} is less than the {needed} of the tokenizer; leave it out')
   return from_config(model)
-
-
-def fills_blanks(config: Mapping[str, Any]) -> bool:
-  """Whether a run learns to fill blanks, and not to write from left to right."""
-  return any(config.get('infilling', {}).get(kind) for kind in KINDS)
-
-
-def beginning(
-  config: Mapping[str, Any], workdir: str | None = None
-) -> tuple[TransformerConfig, Tokenizer, 'Weights | None']:
-  """The model of a run, its tokenizer, and the weights that it starts from, where it does not start anew.
-
-  With config.init_from, tokenizer and model are those of the weights; what config.model sets, its family apart, is
-  replaced in the model, as long as the weights fit. A run that has begun in `workdir` has its own, and asks no more of
-  where it came from.
-
-  Raises:
-    UserError: no such weights, or they do not fit.
-  """
-  if not config['init_from']:
-    tokenizer = tokenizers.tokenizer(
-      config['data']['tokenizer'], sources_of(config['data']), config['data']['held_out']
-    )
-    tokenizer = with_marks(tokenizer) if fills_blanks(config) else tokenizer
-    return model_config(config, tokenizer), tokenizer, None
-  if workdir is not None and latest_step(workdir) is not None and (pathlib.Path(workdir) / MODEL_FILE).exists():
-    folder = pathlib.Path(workdir)
-    return from_config(read_json(folder / MODEL_FILE)), tokenizers.load(folder / 'tokenizer'), None
-  found = weights(config['init_from'])
-  return found.changed(config['model']), found.tokenizer, found
-
-
-def check(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]:
-  """The config as a run keeps it, if nothing is wrong with it that can be known before any data is read.
-
-  See `beginning`.
-
-  Raises:
-    UserError: it names the field.
-  """
-  sources_of(config['data'])
-  if config['init_from']:
-    model, _, _ = beginning(config, workdir)
-  else:
-    model = from_config({**config['model'], 'vocab_size': config['model']['vocab_size'] or 1})
-  check_context(model, max(config['context'], *config['measure']['contexts'], 1))
-  make_optimizer(config['optimizer'], config['num_steps'])
-  BatchRamp(config['batch_size'], config['context'], **config['batch_ramp'])
-  return dict(config)
-
-
-def check_epochs(config: Mapping[str, Any]) -> None:
-  """Refuses what is wrong in the config of a run that goes on from a model, for so many epochs of its data.
-
-  Raises:
-    UserError: it names the field.
-  """
-  if not config['init_from']:
-    raise UserError(f'config.init_from is missing: name {MODEL}')
-  sources_of(config['data'])
-  for name in ('batch_size', 'context', 'eval_batch_size'):
-    if config[name] < 1:
-      raise UserError(f'config.{name} = {config[name]} must be at least 1')
-  if config['epochs'] <= 0:
-    raise UserError(f'config.epochs = {config["epochs"]} must be above 0')
-  make_optimizer(config['optimizer'], 1)
-
-
-def flops(config: Mapping[str, Any]) -> float:
-  """The arithmetic of a whole run; makes the tokenizer, as that alone knows the vocabulary."""
-  model, context = beginning(config)[0], config['context']
-  ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
-  return training_flops(model, context) * ramp.start(config['num_steps']) * context
-
-
-def check_context(model: TransformerConfig, context: int, field: str = 'config.context') -> None:
-  """A row must not be longer than the model has learned positions."""
-  if model.positions is not None and model.positions.length < context:
-    raise UserError(f'{field} = {context} exceeds the {model.positions.length} learned positions of the model')
-
-
-def say_kernels(model: TransformerConfig, rows: int, length: int) -> None:
-  """Prints how attention is computed."""
-  print('Attention:', '; '.join(kernels_of(model, rows, length)))
-
-
-def rows(
-  config: Mapping[str, Any],
-  tokenizer: Tokenizer,
-  split: str,
-  *,
-  drop_remainder: bool,
-  num_tokens: int = 0,
-  context: int | None = None,
-  stride: int | None = None,
-  begin: Sequence[int] = (),
-) -> list[Rows]:
-  """Rows of `config.context` tokens of each source of config.data; `num_tokens`: of its first ones alone, 0: of all."""
-  data = config['data']
-  streams = [tokenize(documents(name, split, data['held_out']), tokenizer) for name in sources_of(data)]
-  if num_tokens:
-    unpredicted = 0 if begin else 1
-    streams = [head(stream, num_tokens + unpredicted, tokenizer) for stream in streams]
-  size, apart = context or config['context'], data['separate_documents']
-  return [Rows(stream, size, apart, drop_remainder, stride, begin) for stream in streams]
-
-
-def beside(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config of the text that is learned from besides, as in pretraining: config.pretraining in place of config.data.
-
-  Raises:
-    UserError: it names no source.
-  """
-  if not config['pretraining']['source']:
-    raise UserError('config.pretraining.source is missing: name the text that is learned from besides')
-  return {**config, 'data': {**config['pretraining'], 'weights': None, 'separate_documents': True}}
-
-
-def weights_of(data: Mapping[str, Any]) -> list[float]:
-  """The mixture's weights, alike where the config gives none."""
-  return list(data['weights'] or (1.0,) * len(sources_of(data)))
-
-
-def claim(workdir: str, config: Mapping[str, Any], tokenizer: Tokenizer, model: TransformerConfig) -> pathlib.Path:
-  """The folder of a run that goes on from a model: with its config, and what reads the model that it leaves."""
-  folder = pathlib.Path(workdir)
-  prepare(folder, config)
-  tokenizers.save(tokenizer, folder / 'tokenizer')
-  write_json(folder / MODEL_FILE, to_config(model))
-  return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,13 +52,17 @@ class Trained:
 
   @property
   def marks(self) -> Marks | None:
-    """What blanks are written with, of a model that fills them: it reads both ways, and its vocabulary has marks."""
-    reads_both_ways = any(pattern.mask.looks_ahead for pattern in self.model.config.attention)
-    return marks_of(self.tokenizer) if reads_both_ways else None
+    """See `marks_read`."""
+    return marks_read(self.tokenizer, self.model.config)
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of tokens."""
     return tokenizers.decode(self.tokenizer, ids)
+
+
+def marks_read(tokenizer: Tokenizer, model: TransformerConfig) -> Marks | None:
+  """What blanks are written with, of a model that fills them: it reads both ways, and its vocabulary has marks."""
+  return marks_of(tokenizer) if any(pattern.mask.looks_ahead for pattern in model.attention) else None
 
 
 def _begin(tokenizer: Tokenizer, run: Mapping[str, Any] | None) -> tuple[int, ...]:
@@ -215,6 +72,7 @@ def _begin(tokenizer: Tokenizer, run: Mapping[str, Any] | None) -> tuple[int, ..
 
 MODEL = 'a run of this program, a folder of transformers, hf://OWNER/NAME, a .gguf file, or asset:NAME'
 """What --model takes."""
+
 
 MODEL_FILE = 'model.json'
 """In the folder of a run whose model its config does not say, because it came with weights from elsewhere."""
@@ -379,37 +237,3 @@ def chat_ids(trained: Trained, messages: Sequence[Message]) -> list[int]:
     UserError: the model has no template, or it refuses these messages.
   """
   return trained.tokenizer.encode_special(chat_template(trained).render(messages)).tolist()
-
-
-Evaluation = Callable[[Params], dict[str, float]]
-
-
-def validation(
-  model: LanguageModel,
-  held_out: Sequence[Rows] | Sequence[LeftToRight],
-  batch_size: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Evaluation:
-  """Loss in nats a token, perplexity and bits per byte of all held-out text; `place` puts a batch on the mesh.
-
-  Bytes are all of the text's, also of the first token of a text, or of a document apart, which nothing predicts.
-  """
-  return measured(model, held_out, batch_size, place, sum(rows.stream.num_bytes for rows in held_out))
-
-
-def measured(
-  model: LanguageModel,
-  held_out: Sequence[Dataset],
-  batch_size: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
-  num_bytes: int | None = None,
-) -> Evaluation:
-  """Loss in nats a token and perplexity of rows, and bits per byte where there are so many."""
-  loss_fn = next_token_loss(model)
-
-  def evaluation(params: Params) -> dict[str, float]:
-    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    batches = (place(batch) for rows in held_out for batch in in_order(rows, batch_size, **hosts))
-    return evaluate(loss_fn, params, batches, num_bytes=num_bytes)
-
-  return evaluation

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 import numpy as np
 from tabulate import tabulate
 
-from experiments import command, generations, language
+from experiments import command, generations, language, reading, runs
 from experiments.heads import heads_config, medusa_of
 from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
@@ -58,7 +58,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   tokenizers.save(base.tokenizer, pathlib.Path(workdir) / 'tokenizer')
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
-  language.check_context(base.model.config, data.context)
+  runs.check_context(base.model.config, data.context)
   loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None}
   if joint['weight']:
     adapting = dataclasses.replace(base.model.config, lora=lora)
@@ -112,7 +112,7 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
   """
   if not config['base']:
     raise UserError(f'config.base is missing: name {language.MODEL}')
-  language.sources_of(config['data'])
+  reading.sources_of(config['data'])
   if config['tree']['num_nodes'] < 1:
     raise UserError(f'config.tree.num_nodes = {config["tree"]["num_nodes"]} must be at least 1, the root')
   make_optimizer(config['optimizer'], config['num_steps'])

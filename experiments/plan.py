@@ -11,13 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import actors, language, preferences
+from experiments import actors, preferences, runs
 from experiments.launchers import Task
 from gpt_jax.names import choose, nearest
 from gpt_jax.training.fields import flat
 from gpt_jax.types import UserError
 
-EXPERIMENTS: Mapping[str, Any] = {'pretrain': language, 'reward': preferences, 'policy': actors}
+EXPERIMENTS: Mapping[str, Any] = {'pretrain': runs, 'reward': preferences, 'policy': actors}
 """What can run a point, and the module that checks and completes its configs, and knows what they cost."""
 
 REQUIRED = ('claim', 'source', 'experiment', 'config', 'points', 'baseline', 'metrics', 'expect')

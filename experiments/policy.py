@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import actors, command, language, prompts, rewards, samples
+from experiments import actors, command, language, prompts, reading, rewards, runs, samples
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.transformer import TransformerConfig
@@ -37,10 +37,10 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   cfg = dataclasses.replace(found.changed(config['model']).evaluated(), lora=None)
   rollout = config['rollout']
   length = actors.length(config)
-  language.check_context(cfg, length, 'config.data.prompt_tokens + config.rollout.max_new_tokens')
+  runs.check_context(cfg, length, 'config.data.prompt_tokens + config.rollout.max_new_tokens')
   steps = config['epochs'] * config['minibatches']
   placement = Placement(make_mesh(config['mesh']))
-  language.say_kernels(cfg, rollout['prompts'] * rollout['num_samples'], length)
+  runs.say_kernels(cfg, rollout['prompts'] * rollout['num_samples'], length)
   asked = {split: prompts.of_split(config['data'], found, split) for split in ('train', 'validation')}
   every_record = {tuple(ids): record for of_split in asked.values() for ids, record in of_split}
   size = rollout['prompts'] * rollout['num_samples'] // config['minibatches']
@@ -49,7 +49,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   else:
     reward = rewards.of_model(config['reward']['model'], found.tokenizer, length, size)
   writing = prompts.writing(rollout, found.tokenizer)
-  folder = language.claim(workdir, config, found.tokenizer, cfg)
+  folder = runs.claim(workdir, config, found.tokenizer, cfg)
   reference = found.read(cfg, placement.params)
   model, first = actors.actor(config, cfg, reference, estimator)
 
@@ -124,7 +124,7 @@ def pretraining(
 ) -> tuple[mixture.Source, LossFn]:
   """The text of PPO-ptx, and the loss that has it besides."""
   how = config['pretraining']
-  rows = language.rows(language.beside(config), found.tokenizer, 'train', drop_remainder=True, context=how['context'])
+  rows = reading.rows(reading.beside(config), found.tokenizer, 'train', drop_remainder=True, context=how['context'])
   source = mixture.prefetched(
     mixture.batches(rows, [1.0] * len(rows), max(round(how['per_episode'] * size), 1), config['seed'])
   )
@@ -134,19 +134,19 @@ def pretraining(
 
 def held_out_text(
   config: Mapping[str, Any], found: language.Weights, cfg: TransformerConfig, placement: Placement
-) -> language.Evaluation:
+) -> reading.Evaluation:
   """The loss on text as in pretraining that is learned from nowhere: what alignment costs."""
   how = config['pretraining']
   number = how['eval_rows'] * how['context']
-  rows = language.rows(
-    language.beside(config),
+  rows = reading.rows(
+    reading.beside(config),
     found.tokenizer,
     'validation',
     drop_remainder=False,
     num_tokens=number,
     context=how['context'],
   )
-  return language.validation(LanguageModel(cfg), rows, config['eval_batch_size'], placement.batch)
+  return reading.validation(LanguageModel(cfg), rows, config['eval_batch_size'], placement.batch)
 
 
 def main(_: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments import language
+from experiments import language, reading, runs
 from gpt_jax.data.formats import Ranking, rankings
 from gpt_jax.data.ranked import Ranked
 from gpt_jax.data.sources import records
@@ -20,7 +20,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: it names the field.
   """
-  language.check_epochs(config)
+  runs.check_epochs(config)
   choose('config.data.form', config['data']['form'], FORMS)
   return dict(config)
 
@@ -28,7 +28,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
 def rankings_of(config: Mapping[str, Any], split: str) -> list[Ranking]:
   """The rankings of a split of config.data."""
   data = config['data']
-  held = [record for name in language.sources_of(data) for record in records(name, split, data['held_out'])]
+  held = [record for name in reading.sources_of(data) for record in records(name, split, data['held_out'])]
   every = rankings(held, least=data['least'], most=data['most'], seed=config['seed'])
   return every[: data['limit'] or None]
 

@@ -11,9 +11,8 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from experiments import blanks, command, language
+from experiments import blanks, command, language, reading, runs
 from gpt_jax.data import mixture, tokenizers
-from gpt_jax.data.infilling import text_context
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
@@ -33,27 +32,27 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'the folder of the run: what it w
 
 def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   """Trains as `config` says, in `workdir`, from where an earlier run of the same config stopped."""
-  language.check(config, workdir)
+  runs.check(config, workdir)
   prepare(workdir, config)
   context = config['context']
-  cfg, tokenizer, weights = language.beginning(config, workdir)
+  cfg, tokenizer, weights = runs.beginning(config, workdir)
   tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
   if weights is not None:
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
-  language.check_context(cfg, context)
+  runs.check_context(cfg, context)
   how = blanks.of_config(config, cfg)
-  rows, weights_of_rows = blanks.training(config, tokenizer, how)
+  rows, shares = blanks.training(config, tokenizer, how)
 
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
   loss = dict(config['loss'])
   loss['chunk'] = loss['chunk'] or None
   placement = Placement(make_mesh(config['mesh']))
-  language.say_kernels(cfg, config['batch_size'], context)
+  runs.say_kernels(cfg, config['batch_size'], context)
   ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
   batches = mixture.prefetched(
     mixture.batches(
       rows,
-      weights_of_rows,
+      shares,
       ramp.start,
       config['seed'],
       host=jax.process_index(),
@@ -61,17 +60,15 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     )
   )
 
-  def validation(context: int) -> language.Evaluation:
+  def validation(context: int) -> reading.Evaluation:
     num_tokens = config['eval_rows'] * config['context']
-    size = context if how is None else text_context(context)
-    held_out = language.rows(config, tokenizer, 'validation', drop_remainder=False, num_tokens=num_tokens, context=size)
-    texts = held_out if how is None else blanks.left_to_right(held_out, tokenizer, cfg)
-    return language.validation(evaluated, texts, config['eval_batch_size'], placement.batch)
+    held_out = blanks.as_written(config, tokenizer, cfg, 'validation', context=context, num_tokens=num_tokens)
+    return reading.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)
 
   evaluations = {'validation': validation(context)}
   if how is not None:
     filled = blanks.blanked(config, tokenizer, how, 'validation')
-    evaluations['blanks'] = language.measured(evaluated, filled, config['eval_batch_size'], placement.batch)
+    evaluations['blanks'] = reading.measured(evaluated, filled, config['eval_batch_size'], placement.batch)
     evaluations['cloze'] = blanks.cloze(config, tokenizer, how, evaluated, placement.batch)
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'], how is not None)
@@ -111,7 +108,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
 
 def sampled(
   model: LanguageModel, tokenizer: tokenizers.Tokenizer, sample: Mapping[str, Any], fills_blanks: bool
-) -> language.Evaluation:
+) -> reading.Evaluation:
   """Prints what the model writes after a prompt: no number, but the first thing to look at."""
 
   def evaluation(params: Params) -> dict[str, float]:

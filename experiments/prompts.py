@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments import language
+from experiments import language, reading
 from gpt_jax.data.formats import ask, prompts
 from gpt_jax.data.sources import records
 from gpt_jax.data.tokenizers import Tokenizer
@@ -22,7 +22,7 @@ T = TypeVar('T')
 def of_split(data: Mapping[str, Any], found: language.Weights, split: str) -> list[Asked]:
   """The prompts of a split of config.data; those that are too long are left out, and a line says how many."""
   kept, left_out, limit = [], 0, data['prompt_tokens']
-  for name in language.sources_of(data):
+  for name in reading.sources_of(data):
     of_source = records(name, split, data['held_out'])
     for prompt, (_, record) in zip(prompts(of_source), of_source, strict=True):
       ids = ask(found.tokenizer, prompt, found.begin)

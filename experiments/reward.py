@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import pandas as pd
 
-from experiments import command, language, preferences
+from experiments import command, language, preferences, runs
 from experiments.heads import NORMALIZED, REWARD_FILE
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.data.rows import in_order
@@ -40,14 +40,14 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   normalized = choose('config.normalized', config['normalized'], NORMALIZED)
   found = language.weights(config['init_from'])
   cfg = found.changed(config['model'])
-  language.check_context(cfg, config['context'])
+  runs.check_context(cfg, config['context'])
   train, validation = (preferences.ranked(config, found, split) for split in ('train', 'validation'))
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   config = {**config, 'num_steps': num_steps}
   prepare(workdir, config)
   tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
   placement = Placement(make_mesh(config['mesh']))
-  language.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
+  runs.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, evaluated = RewardModel(cfg), RewardModel(cfg.evaluated())
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
   hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import language, prompts
+from experiments import language, prompts, runs
 from experiments.heads import load_reward
 from gpt_jax.data import tokenizers
 from gpt_jax.data.rows import one_text
@@ -94,7 +94,7 @@ def of_model(workdir: str, tokenizer: Tokenizer, length: int, batch_size: int) -
   theirs = language.tokenizer_of(workdir)
   if tokenizers.fingerprint(theirs) != tokenizers.fingerprint(tokenizer):
     raise UserError(f'the reward model {workdir} has another tokenizer than the policy')
-  language.check_context(model.config, length + 1, 'a prompt, max_new_tokens and what ends a text')
+  runs.check_context(model.config, length + 1, 'a prompt, max_new_tokens and what ends a text')
   apply = jax.jit(model.apply)
   ends = prompts.ends(tokenizer)
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 import numpy as np
 import pandas as pd
 
-from experiments import language, prompts, rewards
+from experiments import language, prompts, reading, rewards, runs
 from experiments.prompts import Asked
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import Tokenizer
@@ -67,7 +67,7 @@ def compared(
     judges = rewards.of_function(judge, 'judge', trained.tokenizer, known)
     write = writing(trained.tokenizer)
     length = max(map(len, ids)) + write.max_new_tokens
-    language.check_context(trained.model.config, length, f'{name}: a prompt and max_new_tokens')
+    runs.check_context(trained.model.config, length, f'{name}: a prompt and max_new_tokens')
     responses = write(trained.model, trained.params, ids, seed=seed)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     told = {**verdict(judges(responses), positive_above), **counted(responses)}
@@ -83,7 +83,7 @@ def judged(
   asked: Sequence[Asked],
   known: Mapping[tuple[int, ...], Any],
   folder: pathlib.Path,
-) -> language.Evaluation:
+) -> reading.Evaluation:
   """What the policy writes after held-out prompts: its reward, what a judge says that nothing learned from, its wealth.
 
   The texts go to samples.jsonl.

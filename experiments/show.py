@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import blanks, command, demonstrations, language, preferences
+from experiments import blanks, command, demonstrations, language, preferences, runs
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.data.rows import Dataset
 from gpt_jax.data.tokenizers import Tokenizer
@@ -33,8 +33,8 @@ Source = tuple[Tokenizer, list[Dataset], list[float]]
 
 
 def _pretrain(config: Mapping[str, Any]) -> Source:
-  language.check(config)
-  model, tokenizer, _ = language.beginning(config)
+  runs.check(config)
+  model, tokenizer, _ = runs.beginning(config)
   return tokenizer, *blanks.training(config, tokenizer, blanks.of_config(config, model))
 
 

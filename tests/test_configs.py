@@ -10,7 +10,7 @@ from configs.distill import base as distill_base
 from configs.medusa import base as medusa_base
 from configs.pretrain import base
 from configs.reward import base as reward_base
-from experiments import language
+from experiments import runs
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.fields import flat
 from gpt_jax.training.optimizers import FIELDS
@@ -45,7 +45,7 @@ def test_config(kind, name):
   config = config_of(kind, name)
   assert flat(config).keys() == flat(config_of(kind, 'base')).keys(), 'a field that no base has'
   if kind == 'pretrain' and name != 'tiny':  # it is given its source
-    language.check(config)
+    runs.check(config)
   assert config['batch_size'] % config['microbatches'] == 0
   path = f'configs/{kind}/{name}.py'
   text = (pathlib.Path(__file__).parents[1] / path).read_text()

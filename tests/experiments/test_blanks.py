@@ -113,7 +113,7 @@ def test_blanks_of_held_out_text_and_questions(trained, text, tmp_path, capfd):
     (['--config.model.attention=dense'], 'config.model.attention reads one way'),
     (['--config.data.tokenizer=chars'], 'the tokenizer can not take the tokens [MASK]'),
     (['--config.data.separate_documents=True'], 'config.data.separate_documents does not go with config.infilling'),
-    (['--config.infilling.ratio=0.7'], 'config.infilling.ratio = 0.7 must be above 0, and at most 0.5'),
+    (['--config.infilling.ratio=0.7'], 'config.infilling.ratio = 0.7 must be above 0 and at most 0.5'),
   ],
 )
 def test_what_does_not_go_together_is_refused(text, tmp_path, changes, message, capfd):

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import language
+from experiments import language, reading
 from gpt_jax.data import tokenizers
 from gpt_jax.data.rows import Rows, tokenize
 from gpt_jax.data.sources import documents
@@ -246,7 +246,7 @@ def test_training_starts_from_weights_of_other_hands(text, tmp_path, capfd):
   shutil.copytree(whole, broken)
   trained = language.load(str(foreign), dtype='bfloat16')
   rows = Rows(tokenize(documents(f'file:{text}', 'validation'), trained.tokenizer), 16, drop_remainder=False)
-  expected = language.validation(trained.model, [rows], 8)(trained.params)['loss']
+  expected = reading.validation(trained.model, [rows], 8)(trained.params)['loss']
   first = next(line['validation_loss'] for line in lines(whole) if line['step'] == 0)
   assert first == pytest.approx(expected, rel=1e-3), 'the first parameters are not those of the weights'
   (broken / 'result.json').unlink()
