@@ -79,7 +79,7 @@ def drawn(source: str, model: language.Trained) -> list[Span]:
       start = 1 + int(chances[1] * (SIZE.value - length - 1))
       before, inside, behind = (model.decode(part.tolist()) for part in np.split(text, [start, start + length]))
       span = Span(before.lstrip(BROKEN), inside, behind.rstrip(BROKEN))
-      if inside and BROKEN not in span.before + inside + span.behind:
+      if span.before and inside and BROKEN not in span.before + inside + span.behind:
         found.append(span)
         break
   return found
