@@ -114,7 +114,7 @@ def _with_blanks(model: language.Trained, spans: Sequence[Span]) -> Batch:
 
 def _before_and_inside(model: language.Trained, spans: Sequence[Span]) -> Batch:
   encode = model.tokenizer.encode
-  texts = [answered([*model.begin, *encode(span.before)], encode(span.inside).tolist()) for span in spans]
+  texts = [answered([*model.begin, *encode(span.before).tolist()], encode(span.inside).tolist()) for span in spans]
   rows = Answers(texts, _room(max(len(tokens) for tokens, _ in texts)) - 1)
   return rows.batch(np.arange(len(rows)))
 
