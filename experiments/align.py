@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 import pandas as pd
 
-from experiments import command, language, plan, prompts, rewards, samples
+from experiments import command, language, prompts, rewards, samples, sweep_file
 from gpt_jax.evaluation import pages
 from gpt_jax.training.workdir import read_json, write_json, write_whole
 from gpt_jax.types import UserError
@@ -139,7 +139,7 @@ def html(title: str, text: str) -> str:
 
 def main(_: Any) -> None:
   workdir = pathlib.Path(command.required(WORKDIR))
-  road = plan.called(command.required(ROAD), 'get_road')
+  road = sweep_file.called(command.required(ROAD), 'get_road')
   commands = stages(road, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   run(commands, workdir)

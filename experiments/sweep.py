@@ -16,7 +16,7 @@ import pandas as pd
 
 from experiments import command, launchers
 from experiments.launchers import CRASHED, DIVERGED, FINISHED, LAUNCHERS, MISSING, Task
-from experiments.plan import EXPERIMENTS, Sweep, load, varied
+from experiments.sweep_file import EXPERIMENTS, Sweep, load, varied
 from gpt_jax.evaluation import pages
 from gpt_jax.evaluation.findings import Results
 from gpt_jax.training.fields import flat

@@ -15,7 +15,7 @@ import pytest
 from configs.sweeps.points import chain, param, product, seeds, zipped
 from experiments import language, launchers
 from experiments.launchers import Task
-from experiments.plan import load
+from experiments.sweep_file import load
 from gpt_jax.types import UserError
 from tests.experiments.program import ROOT, command_line, spawn
 from tests.experiments.small_sweep import written
