@@ -11,6 +11,8 @@ import jax
 from gpt_jax import cache
 from gpt_jax.types import UserError
 
+PROFILE = flags.DEFINE_string('profile', '', 'FIRST:LAST, steps of training that are traced, into WORKDIR/profile')
+
 
 def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None:
   """Runs `main` under absl. Bad input ends in one line on standard error and exit code 2.

@@ -21,6 +21,7 @@ from gpt_jax.training.logs import Log
 from gpt_jax.training.loop import TrainState, fit, init_state, make_step
 from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer, without_frozen
 from gpt_jax.training.plots import plot
+from gpt_jax.training.profile import Compilations, Profile, compilations
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
 from gpt_jax.types import Batch, Diverged, LossFn, Params
@@ -51,6 +52,7 @@ def run(
   best: tuple[str, bool] = ('validation_loss', False),
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
   summary: Callable[[Params], dict[str, Any]] = lambda params: {},
+  profile: str = '',
 ) -> TrainState | None:
   """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
 
@@ -64,6 +66,7 @@ def run(
   see the averaged parameters where the optimiser keeps an average. What depends on the machine stands in result.json
   under `speed`; all else, two runs of one config have alike. A run that leaves the finite numbers leaves diverged.json.
   `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
+  `profile` is FIRST:LAST, steps that are traced into DIR/profile; '': none.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
   """
   workdir = pathlib.Path(workdir)
@@ -72,6 +75,7 @@ def run(
     print(json.dumps(read_json(workdir / 'result.json'), indent=2))
     return None
   evaluations, num_steps = evaluations or {}, config['num_steps']
+  tracing = Profile(workdir / 'profile', profile, num_steps)
   optimizer = make_optimizer(config['optimizer'], num_steps)
   state, shardings = _begin(workdir, init, first, optimizer, config, placement)
   start = int(state.step)
@@ -98,9 +102,8 @@ def run(
       plot(workdir, log.lines)
     tqdm.write(', '.join(f'{name} {value:.4f}' if name != 'step' else f'step {value}' for name, value in line.items()))
 
-  def milestone(index: int, state: TrainState, metrics: Any) -> None:
+  def milestone(index: int, state: TrainState, _: Any) -> None:
     """Saves, then evaluates: what goes wrong in an evaluation costs no training."""
-    del metrics
     last = index == num_steps
     if not (last or stops or evaluating(index) or _due(config['checkpoint_every'], index)):
       return
@@ -118,15 +121,24 @@ def run(
   loss_fn = without_frozen(loss_fn, config['optimizer'])
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
-  with _named(placement.mesh), _signals() as stops, contextlib.closing(log), contextlib.closing(checkpoints):
+  with (
+    _named(placement.mesh),
+    compilations() as made,
+    _signals() as stops,
+    contextlib.closing(log),
+    contextlib.closing(tracing),
+    contextlib.closing(checkpoints),
+  ):
     if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
       with log.paused():
         evaluate(start, state)
     with _divergence(workdir / 'diverged.json'):
-      state = fit(state, placed, step, num_steps=num_steps, hooks=(log, milestone))
+      state = fit(state, placed, step, num_steps=num_steps, hooks=(log, tracing, milestone))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
-    write_json(workdir / 'result.json', _result(log, best, flops_per_token, state.params, summary(_best_of(state))))
+    measured = summary(_best_of(state))
+    speed = {**_speed(log, flops_per_token, made), **measured.pop('speed', {})}
+    write_json(workdir / 'result.json', {**_result(log, best, state.params), **measured, 'speed': speed})
   return state
 
 
@@ -186,10 +198,8 @@ def _scores(lines: Iterable[Mapping[str, Any]], metric: str, most: bool) -> list
   return [(-line[metric] if most else line[metric], line['step']) for line in lines if line.get(metric) is not None]
 
 
-def _result(
-  log: Log, best: tuple[str, bool], flops_per_token: float | int, params: Params, measured: dict[str, Any]
-) -> dict[str, Any]:
-  """The last value of everything logged, the best of the metric that decides, and what else was measured."""
+def _result(log: Log, best: tuple[str, bool], params: Params) -> dict[str, Any]:
+  """The last value of everything logged, and the best of the metric that decides."""
   left_out = (*TIMES, 'learning_rate', 'grad_norm')
   result = {name: value for line in log.lines for name, value in line.items() if name not in left_out}
   result['parameters'] = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -197,13 +207,13 @@ def _result(
   if scored := _scores(log.lines, metric, most):
     score, result['best_step'] = min(scored)
     result[f'best_{metric}'] = -score if most else score
-  speed = {**_speed(log, flops_per_token), **measured.pop('speed', {})}
-  return {**result, **measured, 'speed': speed}
+  return result
 
 
-def _speed(log: Log, flops_per_token: float | int) -> dict[str, Any]:
-  """Of the whole run; the median leaves out a pause of the machine."""
+def _speed(log: Log, flops_per_token: float | int, made: Compilations) -> dict[str, Any]:
+  """Of the whole run; the median leaves out a pause of the machine. What was compiled is of the last process."""
   speed: dict[str, Any] = {'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+  speed |= {'programs': made.count, 'programs_kept': made.kept, 'compile_seconds': made.seconds}
   seconds, speeds = ([line[name] for line in log.lines if name in line] for name in TIMES)
   if seconds:
     speed['seconds'] = seconds[-1]

@@ -1,0 +1,83 @@
+"""What the machine does in a few chosen steps, and what was compiled: a trace to look at, and counts."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import pathlib
+import re
+
+import jax
+from tqdm import tqdm
+
+from gpt_jax.training.loop import TrainState
+from gpt_jax.types import Metrics, UserError
+
+
+class Profile:
+  """A hook that traces the steps FIRST to LAST of FIRST:LAST into `folder`; of no text, none.
+
+  TensorBoard's profiler reads the folder, Perfetto the perfetto_trace.json.gz in it. What evaluations and saves fall
+  between the steps is in the trace too. The last of `num_steps` ends it, and whatever ends the run.
+
+  Raises:
+    UserError: no step that compiles nothing, none after it, or no such text.
+  """
+
+  def __init__(self, folder: pathlib.Path, text: str, num_steps: int):
+    self._folder, self._tracing = folder, False
+    self._first, self._last = 0, 0
+    if text:
+      numbers = re.fullmatch(r'(\d+):(\d+)', text)
+      self._first, self._last = map(int, numbers.groups()) if numbers else (0, 0)
+      if not 2 <= self._first <= self._last:
+        raise UserError(
+          f'--profile={text} is no FIRST:LAST, steps to be traced, such as 10:12; step 1 compiles, so FIRST is above it'
+        )
+    self._last = min(self._last, num_steps)
+
+  def __call__(self, index: int, state: TrainState, metrics: Metrics) -> None:
+    if index == self._first - 1:
+      jax.block_until_ready((state, metrics))
+      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      self._tracing = True
+    elif index == self._last and self._tracing:
+      jax.block_until_ready((state, metrics))
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was traced."""
+    if self._tracing:
+      self._tracing = False
+      jax.profiler.stop_trace()
+      tqdm.write(f'Traced steps from {self._first} to {self._last}: {self._folder}')
+
+
+@dataclasses.dataclass
+class Compilations:
+  """Programs that were made ready, the seconds it took, and how many of them were found kept from before."""
+
+  count: int = 0
+  seconds: float = 0.0
+  kept: int = 0
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Compilations]:
+  """Counts what is compiled within."""
+  found = Compilations()
+
+  def took(event: str, seconds: float, **_: str | int) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      found.count += 1
+      found.seconds += seconds
+
+  def happened(event: str, **_: str | int) -> None:
+    found.kept += event == '/jax/compilation_cache/cache_hits'
+
+  jax.monitoring.register_event_duration_secs_listener(took)
+  jax.monitoring.register_event_listener(happened)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(took)
+    jax.monitoring.unregister_event_listener(happened)
