@@ -66,12 +66,12 @@ def compilations() -> Iterator[Compilations]:
   """Counts what is compiled within."""
   found = Compilations()
 
-  def took(event: str, seconds: float, **_: str | int) -> None:
+  def took(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event == '/jax/core/compile/backend_compile_duration':
       found.count += 1
-      found.seconds += seconds
+      found.seconds += duration_secs
 
-  def happened(event: str, **_: str | int) -> None:
+  def happened(event: str, **kwargs: str | int) -> None:
     found.kept += event == '/jax/compilation_cache/cache_hits'
 
   jax.monitoring.register_event_duration_secs_listener(took)
