@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import language
+from experiments import language, model_flags
 from experiments.heads import load_medusa
 from gpt_jax.data.rows import tokenize
 from gpt_jax.data.sources import documents
@@ -54,7 +54,7 @@ def load(trained: language.Trained, sampling: Sampling) -> dict[str, Any]:
 
 def _draft(trained: language.Trained, branching: bool) -> Draft:
   if MEDUSA.value:
-    heads, params, tree = load_medusa(MEDUSA.value, trained.model.config)
+    heads, params, tree = load_medusa(MEDUSA.value, trained.model.config, model_flags.place())
     return MedusaDraft(params, heads, tree if branching else chain(heads.num_heads))
   if not DRAFT.value:
     return Alone()
@@ -69,7 +69,7 @@ def _draft(trained: language.Trained, branching: bool) -> Draft:
   if kind == 'bigrams':
     stream = tokenize(documents(rest, 'train', 0.0), trained.tokenizer)
     return count_bigrams(stream.tokens, trained.model.config.vocab_size, length=length)
-  smaller = language.load(DRAFT.value, stacked=False, dtype=trained.model.config.dtype)
+  smaller = language.load(DRAFT.value, model_flags.place(), stacked=False, dtype=trained.model.config.dtype)
   probe = 'Speculation needs 1 tokenizer, not 2: the same ids for the same text.\n\tÄhm…'
   if smaller.tokenizer.encode(probe).tolist() != trained.tokenizer.encode(probe).tolist():
     raise UserError(f'--draft={DRAFT.value} has another tokenizer than the model: use a draft that shares it')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from experiments import language
 from gpt_jax.decoding.tree import Tree, from_json
+from gpt_jax.interop.tensors import Place
 from gpt_jax.models.heads import Medusa, RewardModel, quantized_medusa
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.quantization import Int8
@@ -78,7 +79,9 @@ def heads_config(workdir: str) -> Mapping[str, Any]:
   return config
 
 
-def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Medusa, Params, Tree]:
+def load_medusa(
+  workdir: str, base: TransformerConfig | None = None, place: Place | None = None
+) -> tuple[Medusa, Params, Tree]:
   """The heads of a run, their parameters, and the tree grown from what they guess right.
 
   Their unembeddings are rounded to 8 bits: what they guess is checked, and a step waits for less memory.
@@ -86,6 +89,7 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Me
   Args:
     workdir: of the run; the model that the heads belong to is the run's config.base.
     base: the config of that model, where it is loaded already; computation is in its dtype. None: in the run's.
+    place: gives the sharding of each parameter, of their shapes; None: the default device.
 
   Raises:
     UserError: it is not the folder of such a run, the run is not finished, or its heads are of another model.
@@ -102,4 +106,6 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None) -> tuple[Me
     params: Params = {'params': restore_params(folder, {'params': {'heads': shapes['params']}})['params']['heads']}
   else:
     params = restore_params(folder, shapes)
-  return *quantized_medusa(medusa, jax.device_put(params), Int8()), from_json(read_json(folder / 'tree.json'))
+  medusa, params = quantized_medusa(medusa, jax.device_put(params), Int8())
+  params = params if place is None else jax.device_put(params, place(params))
+  return medusa, params, from_json(read_json(folder / 'tree.json'))
