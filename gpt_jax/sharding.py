@@ -50,7 +50,8 @@ RULES: Rules = (
 
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
   """A mesh with all of AXES; one size may be -1, whatever is left of the devices; a missing one is 1."""
-  count = len(jax.devices() if devices is None else devices)
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   for name in sizes:
     if name not in AXES:
       raise UserError(f'mesh.{name} is no axis; known: {", ".join(AXES)}')

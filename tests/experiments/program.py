@@ -10,9 +10,11 @@ import pathlib
 import subprocess
 import sys
 from types import ModuleType
+from unittest import mock
 
 from absl import flags
 from absl.testing import flagsaver
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,17 +58,21 @@ def load(name: str) -> ModuleType:
   return module
 
 
-def call(capfd: pytest.CaptureFixture, name: str, *arguments: str, stdin: str = '') -> Ended:
-  """The main of experiments.NAME in this process: no second for imports, and programs once compiled are kept."""
+def call(capfd: pytest.CaptureFixture, name: str, *arguments: str, stdin: str = '', devices: int = 1) -> Ended:
+  """The main of experiments.NAME in this process: no second for imports, and programs once compiled are kept.
+
+  Its meshes are of the first `devices`: of more, steps and compilation take longer.
+  """
   module = load(name)
   from experiments import command
 
   given, sys.stdin = sys.stdin, io.StringIO(stdin)
+  found = jax.devices()
   argv, code, folder = sys.argv, 0, pathlib.Path.cwd()
   try:
     os.chdir(ROOT)
     sys.argv = [name, *arguments]
-    with flagsaver.flagsaver():
+    with flagsaver.flagsaver(), mock.patch.object(jax, 'devices', lambda *_: found[:devices]):
       flags.FLAGS.unparse_flags()
       command.run(module.main)
   except SystemExit as ended:
@@ -81,7 +87,9 @@ def call(capfd: pytest.CaptureFixture, name: str, *arguments: str, stdin: str = 
 def command_line(name: str, arguments: Sequence[str], devices: int = 1) -> dict:
   """What subprocess needs to run experiments.NAME on so many CPU devices."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  # Compiled as quickly as in the tests' own process.
+  level = '--xla_backend_optimization_level=0'
+  environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices} {level}'
   return {'args': [sys.executable, '-m', f'experiments.{name}', *arguments], 'cwd': ROOT, 'env': environment}
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tests.experiments.program import call
+from tests.experiments.program import call, spawn
 from tests.experiments.test_pretrain import TEXT
 
 ROAD = """
@@ -48,9 +48,9 @@ def road(folder: pathlib.Path, text: str = ROAD) -> pathlib.Path:
   return path
 
 
-def test_every_stage_begins_as_the_one_before_and_the_page_shows_all(tmp_path, capfd):
+def test_every_stage_begins_as_the_one_before_and_the_page_shows_all(tmp_path):
   flags = [f'--road={road(tmp_path)}', f'--workdir={tmp_path / "run"}']
-  ended = call(capfd, 'align', *flags)
+  ended = spawn('align', *flags)
   assert ended.code == 0, ended.err
   page, browser = ((tmp_path / 'run' / name).read_text() for name in ('README.md', 'index.html'))
   for name in ('pretrain', 'instruct', 'reward', 'policy'):
@@ -62,11 +62,11 @@ def test_every_stage_begins_as_the_one_before_and_the_page_shows_all(tmp_path, c
   assert [cell.strip() for cell in header.strip('|').split('|')] == ['prompt', 'pretrain', 'instruct', 'policy']
   assert browser.count('<table>') == 6 and '<img' in browser
   before = (tmp_path / 'run/times.json').read_text()
-  again = call(capfd, 'align', *flags)
+  again = spawn('align', *flags)
   assert again.code == 0 and again.out.count('is finished') == 4 and 'Resuming' not in again.out
   assert (tmp_path / 'run/times.json').read_text() == before
   road(tmp_path, ROAD.replace("'num_rollouts': 1", "'num_rollouts': 2"))
-  changed = call(capfd, 'align', *flags)
+  changed = spawn('align', *flags)
   assert changed.code == 2 and 'config.num_rollouts is 2 but' in changed.err
 
 

@@ -147,7 +147,7 @@ def test_training_moves_to_eight_devices_midway(text, tmp_path, capfd):
       break
     time.sleep(0.005)
   assert process.wait() == 128 + signal.SIGTERM
-  again = call(capfd, 'pretrain', *flags(text, moved, '--config.mesh.tensor=2'))
+  again = call(capfd, 'pretrain', *flags(text, moved, '--config.mesh.tensor=2'), devices=8)
   assert again.code == 0, again.err
   np.testing.assert_allclose(list(losses(moved).values()), list(losses(whole).values()), rtol=1e-4)
 

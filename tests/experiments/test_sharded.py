@@ -1,14 +1,11 @@
 """Every way to train, and decoding, on a mesh of eight devices as on one."""
 
-import importlib
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import rewards
-from gpt_jax.sharding import make_mesh
 from tests.experiments import test_instruct, test_medusa, test_policy, test_reward
 from tests.experiments.program import call
 from tests.experiments.test_instruct import shown  # noqa: F401  fixtures
@@ -40,10 +37,8 @@ def flags(request, name, base, workdir):
 @pytest.mark.parametrize('name', SHORT)
 def test_training_on_eight_devices_is_that_on_one(name, request, base, tmp_path, capfd, monkeypatch):
   monkeypatch.setitem(rewards.FUNCTIONS, 'letters', lambda: lambda record, prompt, said: said.count('o') / 2)
-  eight = call(capfd, name, *flags(request, name, base, tmp_path / 'eight'), *MESH)
+  eight = call(capfd, name, *flags(request, name, base, tmp_path / 'eight'), *MESH, devices=8)
   assert eight.code == 0, eight.err
-  one_device = make_mesh({}, jax.devices()[:1])
-  monkeypatch.setattr(importlib.import_module(f'experiments.{name}'), 'make_mesh', lambda sizes: one_device)
   one = call(capfd, name, *flags(request, name, base, tmp_path / 'one'))
   assert one.code == 0, one.err
   for ours, theirs in zip(lines(tmp_path / 'eight'), lines(tmp_path / 'one'), strict=True):
@@ -60,7 +55,7 @@ def test_decoding_on_eight_devices_is_that_on_one(draft, base, heads, tmp_path, 
   for mesh in ([], ['--mesh=data=2,fsdp=2,tensor=2']):
     out = tmp_path / f'{len(said)}.jsonl'
     how = [f'--prompts={tmp_path / "prompts.jsonl"}', f'--out={out}', '--max_new_tokens=20', '--temperature=0.8']
-    ended = call(capfd, 'generate', f'--model={base}', *how, *draft, *mesh)
+    ended = call(capfd, 'generate', f'--model={base}', *how, *draft, *mesh, devices=8)
     assert ended.code == 0, ended.err
     said.append([json.loads(line)['completion'] for line in out.read_text().splitlines()])
   assert said[0] == said[1] and len(said[0]) == 2 and len(said[0][0]) > 10
@@ -75,5 +70,5 @@ def test_decoding_on_eight_devices_is_that_on_one(draft, base, heads, tmp_path, 
   ],
 )
 def test_meshes_there_can_not_be(mesh, message, base, capfd):
-  ended = call(capfd, 'generate', f'--model={base}', f'--mesh={mesh}')
+  ended = call(capfd, 'generate', f'--model={base}', '--prompt=the', f'--mesh={mesh}', devices=8)
   assert ended.code == 2 and message in ended.err
