@@ -1,17 +1,15 @@
 """Blank infilling as a config describes it: the rows that are learned from, and what is measured of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
-
-import jax
 
 from experiments import language, reading
 from gpt_jax.data.blanks import KINDS, Blanks
 from gpt_jax.data.formats import demonstrations, teach
 from gpt_jax.data.infilling import Asked, Blanked, LeftToRight, text_context
 from gpt_jax.data.marks import NAMES, Marks, marks_of, sentence_ends
-from gpt_jax.data.rows import Dataset, Rows, in_order
+from gpt_jax.data.rows import Dataset, Rows
 from gpt_jax.data.sources import records
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decoding.infilling import Filled, fill
@@ -19,7 +17,8 @@ from gpt_jax.evaluation.cloze import filling
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.positions import Learned2D, Rotary2D
 from gpt_jax.models.transformer import TransformerConfig
-from gpt_jax.types import Batch, Params, UserError
+from gpt_jax.sharding import Placement
+from gpt_jax.types import Params, UserError
 
 
 def fills_blanks(config: Mapping[str, Any]) -> bool:
@@ -90,7 +89,7 @@ def cloze(
   tokenizer: Tokenizer,
   how: Blanks,
   model: LanguageModel,
-  place: Callable[[Batch], Batch],
+  placement: Placement | None = None,
 ) -> reading.Evaluation:
   """How well one blank in each held-out text is filled, a span of words: the same whatever is blanked in training."""
   some = 0.5 / config['context']  # of a text less than a token, so that one span is enough
@@ -98,9 +97,7 @@ def cloze(
   rows, end = blanked(config, tokenizer, alone, 'validation'), marks(tokenizer).end
 
   def evaluation(params: Params) -> dict[str, float]:
-    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    batches = (place(batch) for text in rows for batch in in_order(text, config['eval_batch_size'], **hosts))
-    found = filling(model, params, batches, end)
+    found = filling(model, params, reading.placed(rows, config['eval_batch_size'], placement), end)
     return {'loss': found.loss, 'accuracy': found.accuracy, 'exact_match_with_end': found.exact_match_with_end}
 
   return evaluation

@@ -8,16 +8,21 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 
-from gpt_jax import cache
+from gpt_jax import cache, hosts
 from gpt_jax.types import UserError
 
 PROFILE = flags.DEFINE_string('profile', '', 'FIRST:LAST, steps of training that are traced, into WORKDIR/profile')
+ADDRESS = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, of a run of several processes')
+PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many processes make the run')
+PROCESS = flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
+DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'the same three from a TPU slice, Slurm, Open MPI, GKE')
 
 
 def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None:
   """Runs `main` under absl. Bad input ends in one line on standard error and exit code 2.
 
-  Arguments that are no flags are bad input too, unless they are what the experiment takes: `positional`.
+  Arguments that are no flags are bad input too, unless they are what the experiment takes: `positional`. Of several
+  processes one speaks, but each says what is wrong with it.
   """
   # A kept program costs no time to compile again, in this run or the next.
   jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
@@ -27,9 +32,14 @@ def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None
     if arguments[1:] and not positional:
       _leave(f'{arguments[1]!r} is not a flag: write --NAME=VALUE')
     try:
-      main(arguments)
+      _join()
     except UserError as error:
       _leave(str(error))
+    try:
+      with hosts.one_speaks():
+        main(arguments)
+    except UserError as error:
+      _leave(hosts.named() + str(error))
 
   logging.set_verbosity(logging.ERROR)
   app.run(guarded, flags_parser=_parse)
@@ -40,6 +50,18 @@ def required(flag: flags.FlagHolder) -> Any:
   if flag.value in (None, ''):
     raise UserError(f'--{flag.name} is missing: {flags.FLAGS[flag.name].help}')
   return flag.value
+
+
+def _join() -> None:
+  """Joins the other processes that the flags speak of, if they do."""
+  given = {flag.name: flag.value for flag in (ADDRESS, PROCESSES, PROCESS) if flag.value is not None}
+  if DISTRIBUTED.value and given:
+    raise UserError(f'--distributed finds all by itself: leave out {", ".join("--" + name for name in given)}')
+  if given and len(given) < 3:
+    missing = [flag.name for flag in (ADDRESS, PROCESSES, PROCESS) if flag.name not in given]
+    raise UserError(f'{" and ".join("--" + name for name in missing)} missing beside --{next(iter(given))}')
+  if DISTRIBUTED.value or given:
+    hosts.join(ADDRESS.value, PROCESSES.value, PROCESS.value)
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

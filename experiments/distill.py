@@ -5,7 +5,6 @@ python -m experiments.distill --config=configs/distill/smollm2_draft.py --workdi
 
 from collections.abc import Callable, Mapping
 import math
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from experiments import command, generations, language, reading, runs
-from gpt_jax.data import tokenizers
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
@@ -45,13 +43,13 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
   if size != teacher.model.config.vocab_size:
     raise UserError(f'config.model.vocab_size = {size} is not the {teacher.model.config.vocab_size} of the teacher')
   prepare(workdir, config)
-  tokenizers.save(teacher.tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  runs.keep_tokenizer(workdir, teacher.tokenizer)
   cfg = language.model_config(config, teacher.tokenizer)
   data = generations.data(config, workdir, teacher, config['teacher'])
   for each in (cfg, teacher.model.config):
     runs.check_context(each, data.context)
   model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
-  batches, says = data.batches(config), teacher_outputs(teacher.model, config['loss'])
+  batches, says = data.batches(config, placement.share), teacher_outputs(teacher.model, config['loss'])
 
   def with_teacher(batch: Batch) -> Batch:
     batch = placement.batch(batch)
@@ -63,7 +61,8 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
   )
 
   def validation(params: Params) -> dict[str, float]:
-    found = evaluate(measured, params, map(with_teacher, data.held_out(config['eval_batch_size'])))
+    held_out = reading.placed(data.validation, config['eval_batch_size'], placement)
+    found = evaluate(measured, params, map(with_teacher, held_out))
     return {**found, 'perplexity': math.exp(found['nll'])}  # of the text, not of a divergence
 
   if direction is None:

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import command, language, preferences, runs
+from experiments import command, language, preferences, reading, runs
 from gpt_jax.data import mixture
-from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
@@ -49,8 +48,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   runs.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, reference = LanguageModel(cfg), found.read(cfg, placement.params)
   says = jax.jit(functools.partial(log_likelihoods, model, chunk=loss['chunk']))
-  hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-  batches = mixture.prefetched(mixture.batches([train], [1.0], config['batch_size'], config['seed'], **hosts))
+  batches = mixture.prefetched(mixture.batches([train], [1.0], config['batch_size'], config['seed'], **placement.share))
   loss_fn = dpo_loss(model, **loss)
 
   def with_reference(batch: Batch) -> Batch:
@@ -58,7 +56,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     return {**batch, 'reference_logprobs': says(reference, batch)}
 
   def held_out(params: Params) -> dict[str, float]:
-    rows = in_order(validation, config['eval_batch_size'], **hosts)
+    rows = reading.placed([validation], config['eval_batch_size'], placement)
     return evaluate(loss_fn, params, map(with_reference, rows))
 
   readings = config['context'] * train.responses

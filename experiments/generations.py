@@ -6,20 +6,20 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments import language, reading
+from gpt_jax import hosts
 from gpt_jax.data import mixture
 from gpt_jax.data.answers import Answers, answered
-from gpt_jax.data.rows import Dataset, in_order
+from gpt_jax.data.rows import Dataset
 from gpt_jax.data.sources import documents
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.names import choose
 from gpt_jax.training.workdir import write_whole
-from gpt_jax.types import Batch, UserError
+from gpt_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +35,9 @@ class Data:
   def context(self) -> int:
     return self.train[0].context
 
-  def batches(self, config: Mapping[str, Any]) -> mixture.Source:
-    """This host's part of the batch of each step."""
-    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    return mixture.prefetched(mixture.batches(self.train, self.weights, config['batch_size'], config['seed'], **hosts))
-
-  def held_out(self, batch_size: int) -> Iterator[Batch]:
-    """This host's part of every held-out row."""
-    for rows in self.validation:
-      yield from in_order(rows, batch_size, jax.process_index(), jax.process_count())
+  def batches(self, config: Mapping[str, Any], share: Mapping[str, int]) -> mixture.Source:
+    """This process's share of the batch of each step."""
+    return mixture.prefetched(mixture.batches(self.train, self.weights, config['batch_size'], config['seed'], **share))
 
 
 def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, name: str) -> Data:
@@ -127,10 +121,11 @@ def generations(
   del made_by['batch_size']
   kept = list(_whole_lines(path))
   lines = kept[1 : len(prompts) + 1] if kept and kept[0] == json.loads(json.dumps(made_by)) else []
+  hosts.meet('generations are read')
   write_whole(path, ''.join(json.dumps(line) + '\n' for line in [made_by, *lines]))
   size, sampling = how['batch_size'], Sampling(how['temperature'])
   with (
-    path.open('a') as file,
+    hosts.written(path).open('a') as file,
     tqdm(desc=f'generate {split}', total=len(prompts), initial=len(lines), unit='prompt', leave=False) as bar,
   ):
     for start in range(len(lines), len(prompts), size):

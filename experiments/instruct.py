@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from experiments import command, demonstrations, language, runs
+from experiments import command, demonstrations, language, reading, runs
 from gpt_jax.data import mixture
-from gpt_jax.data.rows import in_order
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
@@ -47,8 +46,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   placement = Placement(make_mesh(config['mesh']))
   runs.say_kernels(cfg, config['batch_size'], config['context'])
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
-  hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-  batches = mixture.prefetched(mixture.batches(train, weights, config['batch_size'], config['seed'], **hosts))
+  batches = mixture.prefetched(mixture.batches(train, weights, config['batch_size'], config['seed'], **placement.share))
   measured = next_token_loss(evaluated, chunk=config['loss']['chunk'] or None)
 
   def first(like: Params) -> Params:
@@ -59,8 +57,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     return jax.jit(begun, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(params)
 
   def held_out(params: Params) -> dict[str, float]:
-    rows = in_order(validation, config['eval_batch_size'], **hosts)
-    return evaluate(measured, params, map(placement.batch, rows))
+    return evaluate(measured, params, reading.placed([validation], config['eval_batch_size'], placement))
 
   state = run(
     workdir,

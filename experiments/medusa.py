@@ -20,7 +20,6 @@ from tabulate import tabulate
 
 from experiments import command, generations, language, reading, runs
 from experiments.heads import heads_config, medusa_of
-from gpt_jax.data import tokenizers
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import medusa_flops
@@ -55,7 +54,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   prepare(workdir, config)
   placement = Placement(make_mesh(config['mesh']))
   base = language.load(config['base'], placement.params, stacked=False, **changed)
-  tokenizers.save(base.tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  runs.keep_tokenizer(workdir, base.tokenizer)
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
   runs.check_context(base.model.config, data.context)
@@ -66,11 +65,12 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     learning = _together(base, adapting, medusa, placement, {**loss, 'weight': joint['weight']})
   else:
     learning = _heads_alone(base, medusa, placement, loss, config['init_from'])
-  batches = data.batches(config)
+  batches = data.batches(config, placement.share)
 
   @once
   def measure(params: Params) -> dict[str, float]:
-    return evaluate(learning.measured, params, map(learning.batch, data.held_out(config['eval_batch_size'])))
+    held_out = reading.placed(data.validation, config['eval_batch_size'], placement)
+    return evaluate(learning.measured, params, map(learning.batch, held_out))
 
   def validation(params: Params) -> dict[str, float]:
     return {name: value for name, value in measure(params).items() if name.endswith(('loss', 'nll', 'top_1'))}

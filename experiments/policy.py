@@ -147,7 +147,7 @@ def held_out_text(
     num_tokens=number,
     context=how['context'],
   )
-  return reading.validation(LanguageModel(cfg), rows, config['eval_batch_size'], placement.batch)
+  return reading.validation(LanguageModel(cfg), rows, config['eval_batch_size'], placement)
 
 
 def main(_: Any) -> None:

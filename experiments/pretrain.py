@@ -36,7 +36,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   prepare(workdir, config)
   context = config['context']
   cfg, tokenizer, weights = runs.beginning(config, workdir)
-  tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  runs.keep_tokenizer(workdir, tokenizer)
   if weights is not None:
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(cfg))
   runs.check_context(cfg, context)
@@ -49,27 +49,18 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   placement = Placement(make_mesh(config['mesh']))
   runs.say_kernels(cfg, config['batch_size'], context)
   ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
-  batches = mixture.prefetched(
-    mixture.batches(
-      rows,
-      shares,
-      ramp.start,
-      config['seed'],
-      host=jax.process_index(),
-      hosts=jax.process_count(),
-    )
-  )
+  batches = mixture.prefetched(mixture.batches(rows, shares, ramp.start, config['seed'], **placement.share))
 
   def validation(context: int) -> reading.Evaluation:
     num_tokens = config['eval_rows'] * config['context']
     held_out = blanks.as_written(config, tokenizer, cfg, 'validation', context=context, num_tokens=num_tokens)
-    return reading.validation(evaluated, held_out, config['eval_batch_size'], placement.batch)
+    return reading.validation(evaluated, held_out, config['eval_batch_size'], placement)
 
   evaluations = {'validation': validation(context)}
   if how is not None:
     filled = blanks.blanked(config, tokenizer, how, 'validation')
-    evaluations['blanks'] = reading.measured(evaluated, filled, config['eval_batch_size'], placement.batch)
-    evaluations['cloze'] = blanks.cloze(config, tokenizer, how, evaluated, placement.batch)
+    evaluations['blanks'] = reading.measured(evaluated, filled, config['eval_batch_size'], placement)
+    evaluations['cloze'] = blanks.cloze(config, tokenizer, how, evaluated, placement)
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'], how is not None)
   flops = training_flops(cfg, context)

@@ -1,9 +1,7 @@
 """Text as a config names it: rows of its sources, and how well a model predicts those held out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import jax
 
 from gpt_jax.data.infilling import LeftToRight
 from gpt_jax.data.rows import Dataset, Rows, head, in_order, tokenize
@@ -12,6 +10,7 @@ from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evaluation.perplexity import evaluate
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.objectives.likelihood import next_token_loss
+from gpt_jax.sharding import Placement
 from gpt_jax.types import Batch, Params, UserError
 
 
@@ -60,6 +59,13 @@ def beside(config: Mapping[str, Any]) -> dict[str, Any]:
   return {**config, 'data': {**config['pretraining'], 'weights': None, 'separate_documents': True}}
 
 
+def placed(held_out: Iterable[Dataset], batch_size: int, placement: Placement | None) -> Iterator[Batch]:
+  """Every row once, in batches on the mesh of which this process reads its part; without one, all as they are."""
+  share = {} if placement is None else placement.share
+  batches = (batch for rows in held_out for batch in in_order(rows, batch_size, **share))
+  return batches if placement is None else map(placement.batch, batches)
+
+
 Evaluation = Callable[[Params], dict[str, float]]
 
 
@@ -67,28 +73,26 @@ def validation(
   model: LanguageModel,
   held_out: Sequence[Rows] | Sequence[LeftToRight],
   batch_size: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
+  placement: Placement | None = None,
 ) -> Evaluation:
-  """Loss in nats a token, perplexity and bits per byte of all held-out text; `place` puts a batch on the mesh.
+  """Loss in nats a token, perplexity and bits per byte of all held-out text; `placement`: where batches are put.
 
   Bytes are all of the text's, also of the first token of a text, or of a document apart, which nothing predicts.
   """
-  return measured(model, held_out, batch_size, place, sum(rows.stream.num_bytes for rows in held_out))
+  return measured(model, held_out, batch_size, placement, sum(rows.stream.num_bytes for rows in held_out))
 
 
 def measured(
   model: LanguageModel,
   held_out: Sequence[Dataset],
   batch_size: int,
-  place: Callable[[Batch], Batch] = lambda batch: batch,
+  placement: Placement | None = None,
   num_bytes: int | None = None,
 ) -> Evaluation:
   """Loss in nats a token and perplexity of rows, and bits per byte where there are so many."""
   loss_fn = next_token_loss(model)
 
   def evaluation(params: Params) -> dict[str, float]:
-    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    batches = (place(batch) for rows in held_out for batch in in_order(rows, batch_size, **hosts))
-    return evaluate(loss_fn, params, batches, num_bytes=num_bytes)
+    return evaluate(loss_fn, params, placed(held_out, batch_size, placement), num_bytes=num_bytes)
 
   return evaluation

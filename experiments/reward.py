@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import pandas as pd
 
-from experiments import command, language, preferences, runs
+from experiments import command, language, preferences, reading, runs
 from experiments.heads import NORMALIZED, REWARD_FILE
-from gpt_jax.data import mixture, tokenizers
-from gpt_jax.data.rows import in_order
+from gpt_jax.data import mixture
 from gpt_jax.evaluation.figures import calibration
 from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import reward_flops
@@ -45,13 +44,12 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   num_steps = max(round(config['epochs'] * len(train) / config['batch_size']), 1)
   config = {**config, 'num_steps': num_steps}
   prepare(workdir, config)
-  tokenizers.save(found.tokenizer, pathlib.Path(workdir) / 'tokenizer')
+  runs.keep_tokenizer(workdir, found.tokenizer)
   placement = Placement(make_mesh(config['mesh']))
   runs.say_kernels(cfg, config['batch_size'] * train.responses, config['context'])
   model, evaluated = RewardModel(cfg), RewardModel(cfg.evaluated())
   init = lambda key: evaluated.init(key, jnp.zeros((1, 1), int))
-  hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-  batches = mixture.prefetched(mixture.batches([train], [1.0], config['batch_size'], config['seed'], **hosts))
+  batches = mixture.prefetched(mixture.batches([train], [1.0], config['batch_size'], config['seed'], **placement.share))
   measured = ranking_metrics(evaluated)
 
   def first(like: Params) -> Params:
@@ -61,8 +59,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
 
   @once
   def measure(params: Params) -> dict[str, float]:
-    held_out = in_order(validation, config['eval_batch_size'], **hosts)
-    return evaluate(measured, params, map(placement.batch, held_out))
+    return evaluate(measured, params, reading.placed([validation], config['eval_batch_size'], placement))
 
   def summary(params: Params) -> dict[str, Any]:
     gain, offset = normalized(measure(params))

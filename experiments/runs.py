@@ -1,10 +1,12 @@
 """What a run of a language model begins with: its config found right, its model and tokenizer, its folder."""
 
 from collections.abc import Mapping
+import os
 import pathlib
 from typing import Any
 
 from experiments import blanks, language, reading
+from gpt_jax import hosts
 from gpt_jax.data import tokenizers
 from gpt_jax.data.marks import with_marks
 from gpt_jax.data.tokenizers import Tokenizer
@@ -98,10 +100,16 @@ def say_kernels(model: TransformerConfig, rows: int, length: int) -> None:
   print('Attention:', '; '.join(kernels_of(model, rows, length)))
 
 
+def keep_tokenizer(workdir: str | os.PathLike, tokenizer: Tokenizer) -> None:
+  """Writes a run's tokenizer into its folder. Of several processes one writes."""
+  if hosts.leads():
+    tokenizers.save(tokenizer, pathlib.Path(workdir) / 'tokenizer')
+
+
 def claim(workdir: str, config: Mapping[str, Any], tokenizer: Tokenizer, model: TransformerConfig) -> pathlib.Path:
   """The folder of a run that goes on from a model: with its config, and what reads the model that it leaves."""
   folder = pathlib.Path(workdir)
   prepare(folder, config)
-  tokenizers.save(tokenizer, folder / 'tokenizer')
+  keep_tokenizer(folder, tokenizer)
   write_json(folder / language.MODEL_FILE, to_config(model))
   return folder

@@ -10,10 +10,14 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
+import numpy as np
 
 from gpt_jax.types import Batch, UserError
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+ROWS = ('data', 'fsdp')
+"""The axes that a batch's rows are spread over."""
 
 Rules = tuple[tuple[str, P], ...]
 
@@ -112,17 +116,33 @@ class Placement:
 
     return jax.tree_util.tree_map_with_path(place, state)
 
+  @property
+  def share(self) -> dict[str, int]:
+    """Which part of a batch's rows this process reads: `host`, of `hosts` parts.
+
+    Processes whose devices hold the same rows, as they share an axis of another kind, read the same part.
+    """
+    held: dict[int, set[tuple[int, ...]]] = {}
+    for place, device in np.ndenumerate(self.mesh.devices):
+      held.setdefault(device.process_index, set()).add(place[: len(ROWS)])  # they are the first of AXES
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len(set(map(len, shares))) > 1 or sum(map(len, shares)) != _size(self.mesh, ROWS):
+      raise UserError(
+        f'mesh: {jax.process_count()} processes can not share the rows; make data x fsdp a multiple of it'
+      )
+    return {'host': shares.index(tuple(sorted(held[jax.process_index()]))), 'hosts': len(shares)}
+
   def batch(self, batch: Batch) -> Batch:
-    """This host's rows, spread over `data` and `fsdp`; arrays that are jax's already stay where they are."""
+    """The rows that this process reads, spread over `data` and `fsdp`; jax's own arrays stay where they are."""
     local = [leaf for leaf in jax.tree.leaves(batch) if not isinstance(leaf, jax.Array)]
     if not local:
       return batch
-    rows = len(local[0]) * jax.process_count()
-    parts = _size(self.mesh, ('data', 'fsdp'))
+    rows = len(local[0]) * self.share['hosts']
+    parts = _size(self.mesh, ROWS)
     if rows % parts:
       raise UserError(f'a batch of {rows} rows does not divide over data x fsdp = {parts} devices; pick a multiple')
-    sharding = NamedSharding(self.mesh, P(('data', 'fsdp')))
-    place = lambda array: jax.make_array_from_process_local_data(sharding, array)
+    sharding = NamedSharding(self.mesh, P(ROWS))
+    place = lambda array: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
     return jax.tree.map(lambda array: array if isinstance(array, jax.Array) else place(array), batch)
 
 

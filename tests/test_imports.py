@@ -12,12 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ('gpt_jax', 'experiments', 'configs') for path in (ROOT / folder).rglob('*.py'))
 
 # What a room may import of gpt_jax besides itself. Rooms of the middle row know nothing of one another.
-BASE = {'types', 'names', 'cache'}
+BASE = {'types', 'names', 'cache', 'hosts'}
 MIDDLE = {'models', 'objectives', 'data', 'training', 'sharding', 'interop'}
 BELOW = {
   'types': set(),
   'names': {'types'},
   'cache': {'types'},
+  'hosts': {'types'},
   **{room: BASE for room in MIDDLE},
   'interop': BASE | {'models'},
   'decoding': BASE | MIDDLE,

@@ -4,10 +4,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import dataclasses
 from typing import Literal
 
-import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
+from gpt_jax import hosts
 from gpt_jax.decoding.acceptance import Rejection, Typical
 from gpt_jax.decoding.drafts import Alone, Draft
 from gpt_jax.decoding.sampling import Sampling
@@ -224,7 +224,7 @@ def write(
   written: list[list[int]] = [[] for _ in range(len(keys))]
   finishes: list[Finish] = [None] * len(keys)
   while True:
-    drawn = jax.device_get(drawn)
+    drawn = hosts.fetched(drawn)
     pieces = []
     for row in range(len(keys)):
       added = 0 if finishes[row] else int(drawn.count[row])

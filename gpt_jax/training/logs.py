@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from gpt_jax import hosts
 from gpt_jax.training.loop import TrainState
 from gpt_jax.training.workdir import write_whole
 from gpt_jax.types import Diverged, Metrics, UserError
@@ -59,8 +60,9 @@ class Log:
     from tensorboardX import SummaryWriter  # loads torch where that is installed
 
     self.lines = keep_lines(workdir, start)
-    self._file = (pathlib.Path(workdir) / 'metrics.jsonl').open('a')
-    self._events = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'), purge_step=start + 1)
+    self._file = hosts.written(pathlib.Path(workdir) / 'metrics.jsonl').open('a')
+    events = str(pathlib.Path(workdir) / 'tensorboard')
+    self._events = SummaryWriter(events, purge_step=start + 1, write_to_disk=hosts.leads())
     interval = 0.2 if sys.stderr.isatty() else 30
     self._bar = tqdm(total=num_steps, initial=start, unit='step', dynamic_ncols=True, mininterval=interval)
     self._last, self._log_every = num_steps, log_every

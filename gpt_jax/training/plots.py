@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from gpt_jax import hosts
+
 Lines = Sequence[dict[str, Any]]
 
 
@@ -69,7 +71,9 @@ def _panels(lines: Lines, names: Sequence[str]) -> Figure:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a figure whole or not at all."""
+  """Writes a figure whole or not at all. Of several processes one writes."""
+  if not hosts.leads():
+    return
   temporary = path.with_name(f'.{path.stem}.tmp.png')  # Matplotlib goes by the ending
   figure.savefig(temporary, dpi=120)
   temporary.replace(path)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
+from gpt_jax import hosts
 from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, save
 from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
@@ -89,6 +90,7 @@ def run(
     describe_batch=describe_batch,
   )
   scores = {step: score for score, step in _scores(log.lines, *best)}
+  hosts.meet('the log is read')
   checkpoints = open_checkpoints(workdir, keep=config['keep_checkpoints'], score=scores.get)
   evaluating = lambda index: bool(evaluations) and (index in (0, num_steps) or _due(config['eval_every'], index))
 
@@ -104,17 +106,17 @@ def run(
 
   def milestone(index: int, state: TrainState, _: Any) -> None:
     """Saves, then evaluates: what goes wrong in an evaluation costs no training."""
-    last = index == num_steps
-    if not (last or stops or evaluating(index) or _due(config['checkpoint_every'], index)):
+    last, stop = index == num_steps, hosts.stop_after(index) or next(iter(stops), None)
+    if not (last or stop or evaluating(index) or _due(config['checkpoint_every'], index)):
       return
     with log.paused():
       if not _all_finite(state):
         raise Diverged(f'the parameters or moments are not finite after step {index}: lower optimizer.learning_rate')
       save(checkpoints, index, state)
-      if stops:
+      if stop:
         checkpoints.wait_until_finished()
         tqdm.write(f'Stopped and saved after step {index}. The same command goes on from there.')
-        raise SystemExit(128 + stops[0])
+        raise SystemExit(128 + stop)
       if evaluating(index):
         evaluate(index, state)
 
@@ -139,6 +141,7 @@ def run(
     measured = summary(_best_of(state))
     speed = {**_speed(log, flops_per_token, made), **measured.pop('speed', {})}
     write_json(workdir / 'result.json', {**_result(log, best, state.params), **measured, 'speed': speed})
+    hosts.meet('the result is written')
   return state
 
 
@@ -164,8 +167,8 @@ def _begin(
   placed = jax.tree.map(
     lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
   )
-  step = latest_step(workdir)
-  if step is not None:
+  step = hosts.agreed(latest_step(workdir) or 0)
+  if step:
     print(f'Resuming {workdir} after step {step}.')
     return restore(workdir, placed, step), shardings
   print(parameter_table(shapes.params))
@@ -236,9 +239,9 @@ def _divergence(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """Collects SIGINT and SIGTERM; a second one acts as it did before."""
+  """Collects SIGINT and SIGTERM; a second one acts as it did before. Of several processes it is JAX that does."""
   stops: list[int] = []
-  if threading.current_thread() is not threading.main_thread():
+  if threading.current_thread() is not threading.main_thread() or jax.distributed.is_initialized():
     yield stops
     return
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 from typing import Any
 
+from gpt_jax import hosts
 from gpt_jax.training.checkpoints import latest_step
 from gpt_jax.training.fields import flat
 from gpt_jax.types import UserError
@@ -99,7 +100,9 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Replaces a file in one move: a killed program leaves the old one."""
+  """Replaces a file in one move: a killed program leaves the old one. Of several processes one writes."""
+  if not hosts.leads():
+    return
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(text)
   os.replace(temporary, path)
