@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import re
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -33,13 +34,13 @@ def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None
       _leave(f'{arguments[1]!r} is not a flag: write --NAME=VALUE')
     try:
       _join()
-    except UserError as error:
-      _leave(str(error))
-    try:
       with hosts.one_speaks():
         main(arguments)
     except UserError as error:
-      _leave(hosts.named() + str(error))
+      _leave(str(error))
+    except Exception:
+      print(traceback.format_exc(), file=sys.stderr)
+      hosts.fail(1)
 
   logging.set_verbosity(logging.ERROR)
   app.run(guarded, flags_parser=_parse)
@@ -77,5 +78,5 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 
 def _leave(message: str) -> NoReturn:
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  print(f'error: {hosts.named()}{message}', file=sys.stderr)
+  hosts.fail(2)

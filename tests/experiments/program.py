@@ -1,15 +1,18 @@
 """Runs an experiment as a user does: its main, by its flags, in this process or one of its own."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import importlib
 import inspect
 import io
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 from absl import flags
@@ -91,6 +94,33 @@ def command_line(name: str, arguments: Sequence[str], devices: int = 1) -> dict:
   level = '--xla_backend_optimization_level=0'
   environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices} {level}'
   return {'args': [sys.executable, '-m', f'experiments.{name}', *arguments], 'cwd': ROOT, 'env': environment}
+
+
+def together(
+  name: str, *arguments: str, processes: int, devices: int, last: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+  """experiments.NAME in several processes that make one run, each with so many of its CPU devices.
+
+  `last` are arguments of the last process alone. They are many programs on few cores: they compile quickly.
+  """
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  meeting = [f'--coordinator_address={address}', f'--num_processes={processes}']
+  pipes: dict[str, Any] = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  numbers = [[f'--process_id={number}'] for number in range(processes)]
+  numbers[-1] += last
+  lines = [command_line(name, [*arguments, *meeting, *number], devices) for number in numbers]
+  for line in lines:
+    line['env']['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
+  return [subprocess.Popen(**line, **pipes) for line in lines]
+
+
+def ended(processes: Sequence[subprocess.Popen]) -> list[Ended]:
+  """What has become of processes when all have ended."""
+  with ThreadPoolExecutor() as pool:  # a pipe that nobody reads would hold its process up
+    said = list(pool.map(lambda process: process.communicate(timeout=300), processes))
+  return [Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def spawn(name: str, *arguments: str, devices: int = 1) -> Ended:
