@@ -101,7 +101,7 @@ def together(
 ) -> list[subprocess.Popen]:
   """experiments.NAME in several processes that make one run, each with so many of its CPU devices.
 
-  `last` are arguments of the last process alone. They are many programs on few cores: they compile quickly.
+  `last` are arguments of the last process alone.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -111,8 +111,6 @@ def together(
   numbers = [[f'--process_id={number}'] for number in range(processes)]
   numbers[-1] += last
   lines = [command_line(name, [*arguments, *meeting, *number], devices) for number in numbers]
-  for line in lines:
-    line['env']['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
   return [subprocess.Popen(**line, **pipes) for line in lines]
 
 

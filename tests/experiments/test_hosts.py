@@ -81,7 +81,7 @@ def test_sigterm_at_one_process_stops_all_and_one_process_goes_on(text, whole, t
   assert step is not None and 0 < step < STEPS
   assert f'Stopped and saved after step {step}.' in first.out and step % 20
   assert 'step' not in second.out + second.err, 'two processes speak'
-  again = call(capfd, 'pretrain', *flags(text, workdir))
+  again = call(capfd, 'pretrain', *flags(text, workdir), devices=8)
   assert again.code == 0 and f'after step {step}' in again.out, again.err
   assert_alike(workdir, whole)
 
