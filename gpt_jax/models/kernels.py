@@ -105,6 +105,12 @@ MOST_PLAIN = {'cpu': 1 << 24}
 """Scores, of all rows and heads, that are too many to exist at once."""
 
 
+def compiled_for() -> str:
+  """The platform of the mesh that is set (`jax.set_mesh`), which need not be this machine's; else the default one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """What is asked of a kernel."""
@@ -150,7 +156,7 @@ class Job:
 
   def choose(self, kernel: str = 'auto', device: str | None = None) -> tuple[str, str]:
     """A kernel's name and why it is taken; one that is asked for gives way only where it cannot do it."""
-    device = jax.default_backend() if device is None else device
+    device = compiled_for() if device is None else device
     if kernel != 'auto':
       why = self.unfit(kernel)
       if why is None:

@@ -46,6 +46,8 @@ def each_its_own(
     return attend(query, key, value, queries, keys)
   ours, whole = P(rows, part, heads), P(rows, None, heads)
   specs = (ours, whole, whole, P(rows, part), P(rows))
+  if not cut:  # a kernel is no device's that another axis, even of one device, leaves to XLA
+    names = set(jax.sharding.get_abstract_mesh().axis_names)
   mapped: Any = jax.shard_map(attend, in_specs=specs, out_specs=ours, axis_names=names, check_vma=False)
   return mapped(query, key, value, queries, keys)
 
