@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
@@ -52,10 +53,12 @@ RULES: Rules = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh with all of AXES; one size may be -1, whatever is left of the devices; a missing one is 1."""
-  devices = jax.devices() if devices is None else devices
-  count = len(devices)
+def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+  """The sizes of all of AXES, for so many devices; one may be -1, whatever is left of them; a missing one is 1.
+
+  Raises:
+    UserError: they do not multiply to the devices.
+  """
   for name in sizes:
     if name not in AXES:
       raise UserError(f'mesh.{name} is no axis; known: {", ".join(AXES)}')
@@ -68,7 +71,15 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     shape[shape.index(-1)] = count // known
   if math.prod(shape) != count:
     raise UserError(f'mesh sizes {given} do not multiply to the {count} devices at hand; set one of them to -1')
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return tuple(shape)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh with all of AXES; see `mesh_shape`."""
+  devices = jax.devices() if devices is None else devices
+  # An axis of a torus may be shared by two of the mesh's.
+  grid = mesh_utils.create_device_mesh(mesh_shape(sizes, len(devices)), devices, allow_split_physical_axes=True)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> P:
