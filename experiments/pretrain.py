@@ -19,7 +19,6 @@ from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.parts import to_config
-from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.run import run
 from gpt_jax.training.schedules import BatchRamp
@@ -43,9 +42,8 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   how = blanks.of_config(config, cfg)
   rows, shares = blanks.training(config, tokenizer, how)
 
-  model, evaluated = LanguageModel(cfg), LanguageModel(cfg.evaluated())
-  loss = dict(config['loss'])
-  loss['chunk'] = loss['chunk'] or None
+  evaluated = LanguageModel(cfg.evaluated())
+  init, loss_fn = runs.objective(config, cfg)
   placement = Placement(make_mesh(config['mesh']))
   runs.say_kernels(cfg, config['batch_size'], context)
   ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
@@ -81,9 +79,9 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
   state = run(
     workdir,
     config,
-    init=lambda key: evaluated.init(key, jax.numpy.zeros((1, 1), int)),
+    init=init,
     first=None if weights is None else lambda like: weights.read(cfg, placement.params),
-    loss_fn=next_token_loss(model, **loss),
+    loss_fn=loss_fn,
     source=lambda index, state: [batches(index)],
     placement=placement,
     tokens_per_step=lambda index: ramp.rows(index) * context,

@@ -1,9 +1,12 @@
 """What a run of a language model begins with: its config found right, its model and tokenizer, its folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 import pathlib
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from experiments import blanks, language, reading
 from gpt_jax import hosts
@@ -11,13 +14,23 @@ from gpt_jax.data import tokenizers
 from gpt_jax.data.marks import with_marks
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.models.flops import training_flops
+from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.parts import from_config, kernels_of, to_config
 from gpt_jax.models.transformer import TransformerConfig
+from gpt_jax.objectives.likelihood import next_token_loss
 from gpt_jax.training.checkpoints import latest_step
 from gpt_jax.training.optimizers import make_optimizer
 from gpt_jax.training.schedules import BatchRamp
 from gpt_jax.training.workdir import prepare, read_json, write_json
-from gpt_jax.types import UserError
+from gpt_jax.types import LossFn, Params, UserError
+
+
+def objective(config: Mapping[str, Any], model: TransformerConfig) -> tuple[Callable[[jax.Array], Params], LossFn]:
+  """How a language model is born, of a key, and the loss that it learns by: in pretraining, and in a plan of it."""
+  loss = dict(config['loss'])
+  loss['chunk'] = loss['chunk'] or None
+  born = LanguageModel(model.evaluated())
+  return lambda key: born.init(key, jnp.zeros((1, 1), int)), next_token_loss(LanguageModel(model), **loss)
 
 
 def beginning(

@@ -8,34 +8,24 @@ import pathlib
 import signal
 import statistics
 import threading
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from tqdm import tqdm
 
 from gpt_jax import hosts
 from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, save
 from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
-from gpt_jax.training.loop import TrainState, fit, init_state, make_step
-from gpt_jax.training.optimizers import averaged, learning_rates, make_optimizer, without_frozen
+from gpt_jax.training.loop import TrainState, fit, init_state
+from gpt_jax.training.optimizers import averaged, learning_rates
 from gpt_jax.training.plots import plot
 from gpt_jax.training.profile import Compilations, Profile, compilations
+from gpt_jax.training.program import Placement, Program, named, program
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
 from gpt_jax.types import Batch, Diverged, LossFn, Params
-
-
-@runtime_checkable
-class Placement(Protocol):
-  """Where arrays live; sharding.Placement is one."""
-
-  @property
-  def mesh(self) -> jax.sharding.Mesh: ...
-  def state(self, state: Any) -> Any: ...
-  def batch(self, batch: Batch) -> Batch: ...
 
 
 def run(
@@ -77,8 +67,8 @@ def run(
     return None
   evaluations, num_steps = evaluations or {}, config['num_steps']
   tracing = Profile(workdir / 'profile', profile, num_steps)
-  optimizer = make_optimizer(config['optimizer'], num_steps)
-  state, shardings = _begin(workdir, init, first, optimizer, config, placement)
+  made = program(config, init, loss_fn, placement)
+  state = _begin(workdir, made, first, config['seed'])
   start = int(state.step)
   log = Log(
     workdir,
@@ -120,12 +110,10 @@ def run(
       if evaluating(index):
         evaluate(index, state)
 
-  loss_fn = without_frozen(loss_fn, config['optimizer'])
-  step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = lambda index, state: (placement.batch(batch) for batch in source(index, state))
   with (
-    _named(placement.mesh),
-    compilations() as made,
+    named(placement.mesh),
+    compilations() as compiled,
     _signals() as stops,
     contextlib.closing(log),
     contextlib.closing(tracing),
@@ -135,47 +123,27 @@ def run(
       with log.paused():
         evaluate(start, state)
     with _divergence(workdir / 'diverged.json'):
-      state = fit(state, placed, step, num_steps=num_steps, hooks=(log, tracing, milestone))
+      state = fit(state, placed, made.step, num_steps=num_steps, hooks=(log, tracing, milestone))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
     measured = summary(_best_of(state))
-    speed = {**_speed(log, flops_per_token, made), **measured.pop('speed', {})}
+    speed = {**_speed(log, flops_per_token, compiled), **measured.pop('speed', {})}
     write_json(workdir / 'result.json', {**_result(log, best, state.params), **measured, 'speed': speed})
     hosts.meet('the result is written')
   return state
 
 
-def _named(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
-  """The mesh where a model asks for it, as it cuts rows or calls a TPU's kernel; else XLA does all of itself."""
-  asked = mesh.shape['sequence'] > 1 or (mesh.size > 1 and jax.default_backend() == 'tpu')
-  return jax.set_mesh(mesh) if asked else contextlib.nullcontext()
-
-
-def _begin(
-  workdir: pathlib.Path,
-  init: Callable[[jax.Array], Params],
-  first: Callable[[Params], Params] | None,
-  optimizer: optax.GradientTransformation,
-  config: Mapping[str, Any],
-  placement: Placement,
-) -> tuple[TrainState, TrainState]:
-  """The state to start from, born, taken from elsewhere or restored, in its place; and its shardings."""
-  birth = lambda key: init_state(init(key), optimizer)
-  key = jax.random.key(config['seed'])
-  shapes = jax.eval_shape(birth, key)
-  shardings = placement.state(shapes)
-  placed = jax.tree.map(
-    lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
-  )
+def _begin(workdir: pathlib.Path, made: Program, first: Callable[[Params], Params] | None, seed: int) -> TrainState:
+  """The state to start from, born, taken from elsewhere or restored, in its place."""
   step = hosts.agreed(latest_step(workdir) or 0)
   if step:
     print(f'Resuming {workdir} after step {step}.')
-    return restore(workdir, placed, step), shardings
-  print(parameter_table(shapes.params))
+    return restore(workdir, made.state, step)
+  print(parameter_table(made.state.params))
   if first is None:
-    return jax.jit(birth, out_shardings=shardings)(key), shardings
-  params = first(placed.params)
-  return jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings)(params), shardings
+    return jax.jit(made.birth, out_shardings=made.shardings)(jax.random.key(seed))
+  params = first(made.state.params)
+  return jax.jit(lambda params: init_state(params, made.optimizer), out_shardings=made.shardings)(params)
 
 
 def _best_of(state: TrainState) -> Params:

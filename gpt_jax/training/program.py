@@ -1,0 +1,59 @@
+"""A run's training step and the state that it carries, known before any array exists."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import optax
+
+from gpt_jax.training.loop import Step, TrainState, init_state, make_step
+from gpt_jax.training.optimizers import make_optimizer, without_frozen
+from gpt_jax.types import Batch, LossFn, Params
+
+
+@runtime_checkable
+class Placement(Protocol):
+  """Where arrays live; sharding.Placement is one."""
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh: ...
+  def state(self, state: Any) -> Any: ...
+  def batch(self, batch: Batch) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a run trains with, and what a plan of it compiles."""
+
+  optimizer: optax.GradientTransformation
+  birth: Callable[[jax.Array], TrainState]
+  """The state before the first step, of a key."""
+  state: TrainState
+  """Its shapes, each with the sharding that it has."""
+  step: Step
+
+  @property
+  def shardings(self) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+def program(
+  config: Mapping[str, Any], init: Callable[[jax.Array], Params], loss_fn: LossFn, placement: Placement
+) -> Program:
+  """The step of a config: of its optimizer, num_steps, seed and microbatches."""
+  optimizer = make_optimizer(config['optimizer'], config['num_steps'])
+  birth = lambda key: init_state(init(key), optimizer)
+  shapes = jax.eval_shape(birth, jax.random.key(config['seed']))
+  shardings = placement.state(shapes)
+  loss_fn = without_frozen(loss_fn, config['optimizer'])
+  step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
+  placed = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
+  return Program(optimizer, birth, placed, step)
+
+
+def named(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
+  """The mesh where a model asks for it, as it cuts rows or calls a TPU's kernel; else XLA does all of itself."""
+  asked = mesh.shape['sequence'] > 1 or (mesh.size > 1 and mesh.devices.flat[0].platform == 'tpu')
+  return jax.set_mesh(mesh) if asked else contextlib.nullcontext()
