@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 from absl import flags
-import jax
 from ml_collections import config_flags
 
 from experiments import blanks, command, language, reading, runs
