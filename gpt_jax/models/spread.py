@@ -20,9 +20,12 @@ def along_sequence(length: int) -> bool:
 
 
 def spread(x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-  """Hidden states of a part of each row on each device of `sequence`."""
-  rows = _dividing(ROWS, x.shape[0])
-  return jax.lax.with_sharding_constraint(x, P(rows, SEQUENCE)) if along_sequence(x.shape[1]) else x
+  """Hidden states of its own rows on each device, and where rows are cut, of its part of them.
+
+  Else XLA has them follow the embedding table, which may lie in parts of D: each device would have all rows.
+  """
+  rows, part = _dividing(ROWS, x.shape[0]), SEQUENCE if along_sequence(x.shape[1]) else None
+  return x if rows is None and part is None else jax.lax.with_sharding_constraint(x, P(rows, part))
 
 
 def each_its_own(

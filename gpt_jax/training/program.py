@@ -54,6 +54,5 @@ def program(
 
 
 def named(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
-  """The mesh where a model asks for it, as it cuts rows or calls a TPU's kernel; else XLA does all of itself."""
-  asked = mesh.shape['sequence'] > 1 or (mesh.size > 1 and mesh.devices.flat[0].platform == 'tpu')
-  return jax.set_mesh(mesh) if asked else contextlib.nullcontext()
+  """The mesh where a model asks for it, to keep rows apart and to call kernels; one device needs none."""
+  return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
