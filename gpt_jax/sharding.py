@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr
 import numpy as np
@@ -82,7 +82,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> P:
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> P:
   """The spec of a parameter by its path, right-aligned to its shape.
 
   A mesh axis that doesn't divide its dimension (a vocabulary of 65 letters) is dropped: that dimension stays whole.
@@ -157,7 +157,7 @@ class Placement:
     return jax.tree.map(lambda array: array if isinstance(array, jax.Array) else place(array), batch)
 
 
-def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
   return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
