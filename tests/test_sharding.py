@@ -1,5 +1,7 @@
 """The mesh and the rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from gpt_jax.sharding import Placement, make_mesh, spec_of
+from gpt_jax.sharding import Placement, _grid, make_mesh, spec_of
 from gpt_jax.training.loop import init_state
 from gpt_jax.types import UserError, left_to_right
 
@@ -35,6 +37,30 @@ def test_mesh_infers_one_size():
 def test_mesh_of_wrong_sizes(sizes, message):
   with pytest.raises(UserError, match=message):
     make_mesh(sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What is asked of a device when a mesh is made."""
+
+  id: int
+  slice_index: int
+  platform: str = 'cpu'
+  device_kind: str = 'chip'
+  process_index: int = 0
+
+
+@pytest.mark.parametrize(
+  ('shape', 'across'),
+  [((4, 2, 1, 1), 0), ((1, 8, 1, 1), 1), ((1, 4, 2, 1), 1), ((2, 2, 2, 1), 0)],
+)
+def test_slices_part_the_axis_that_exchanges_least(shape, across):
+  """Along every other axis, and within a half of this one, all neighbours are of one slice."""
+  chips = [Chip(number, number % 2) for number in range(8)]
+  grid = _grid(shape, chips)
+  assert grid.shape == shape and set(grid.flat) == set(chips)
+  for half in np.split(grid, 2, axis=across):
+    assert len({chip.slice_index for chip in half.flat}) == 1
 
 
 @pytest.mark.parametrize(
