@@ -1,6 +1,7 @@
 """The mesh and the rules."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gpt_jax.sharding import Placement, _grid, make_mesh, spec_of
+from gpt_jax.sharding import AXES, Placement, _grid, make_mesh, spec_of
 from gpt_jax.training.loop import init_state
 from gpt_jax.types import UserError, left_to_right
 
@@ -149,3 +150,31 @@ def test_sharded_equals_unsharded():
     placed = jax.device_put(params, placement.params(params))
     found = jax.jit(jax.value_and_grad(loss))(placed, placement.batch({'tokens': tokens})['tokens'])
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'owners', 'share'),
+  [
+    ((4, 1, 2), [0, 0, 0, 0, 1, 1, 1, 1], (0, 2)),
+    ((4, 1, 2), [1, 1, 0, 0, 2, 2, 3, 3], (1, 4)),
+    ((2, 2, 2), [2, 3, 2, 3, 1, 0, 1, 0], (1, 2)),  # two processes hold the same rows
+    ((1, 1, 8), [0, 0, 0, 0, 1, 1, 1, 1], (0, 1)),  # all hold all rows
+    ((8, 1, 1), [1, 0, 1, 0, 1, 0, 1, 0], (1, 2)),  # rows that are no neighbours
+  ],
+)
+def test_the_share_of_a_process_goes_by_the_rows_of_its_devices(shape, owners, share):
+  """This is process 0, of those that own the devices of a mesh of data, fsdp and tensor."""
+  assert Placement(owned(shape, owners)).share == dict(zip(('host', 'hosts'), share, strict=True))
+
+
+def test_processes_that_hold_a_part_of_the_same_rows_are_refused():
+  with pytest.raises(UserError, match='can not share the rows; make data x fsdp a multiple of it'):
+    _ = Placement(owned((3, 1, 2), [0, 0, 0, 1, 1, 1])).share
+
+
+def owned(shape: tuple[int, ...], owners: list[int]) -> jax.sharding.Mesh:
+  """A mesh of devices of which each is of some process."""
+  mesh = mock.create_autospec(jax.sharding.Mesh, instance=True)
+  mesh.devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(*shape, 1)
+  mesh.shape = dict(zip(AXES, (*shape, 1), strict=True))
+  return mesh
