@@ -107,6 +107,7 @@ def test_an_error_of_one_process_ends_all(text, tmp_path):
     together('pretrain', *missing, processes=2, devices=2, last=[f'--config.data.source=file:{text}'])
   )
   assert first.code == 2 and second.code != 0
+  assert 'timed out' not in second.err, 'it waited until its patience was at an end'
   assert first.err.startswith(f"error: process 0 of 2: source 'file:{tmp_path / 'missing.txt'}'"), first.err
 
 
