@@ -14,11 +14,12 @@ from experiments import blanks, command, language, reading, runs
 from gpt_jax.data import mixture, tokenizers
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
-from gpt_jax.evaluation.speed import cache_bytes, decoding_speed
+from gpt_jax.evaluation.speed import cache_bytes, decoding_bytes, decoding_speed
 from gpt_jax.models.flops import training_flops
 from gpt_jax.models.heads import LanguageModel
 from gpt_jax.models.parts import to_config
 from gpt_jax.sharding import Placement, make_mesh
+from gpt_jax.training.hardware import bandwidth_utilisation
 from gpt_jax.training.run import run
 from gpt_jax.training.schedules import BatchRamp
 from gpt_jax.training.workdir import prepare, write_json
@@ -60,19 +61,21 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     evaluations['cloze'] = blanks.cloze(config, tokenizer, how, evaluated, placement)
   if config['sample']['prompt']:
     evaluations['sample'] = sampled(evaluated, tokenizer, config['sample'], how is not None)
-  flops = training_flops(cfg, context)
+  flops, causal_flops = (training_flops(cfg, context, causal) for causal in (False, True))
 
   def summary(params: Params) -> dict[str, Any]:
     read = ramp.start(config['num_steps']) * context
     found: dict[str, Any] = {'training_flops': flops * read}
-    found['training_flops_causal'] = training_flops(cfg, context, causal=True) * read
+    found['training_flops_causal'] = causal_flops * read
     measure = config['measure']
     for length in measure['contexts']:
       found[f'validation_loss_at_{length}'] = validation(length)(params)['loss']
     if measure['decoding_rows']:
       numbers = {'rows': measure['decoding_rows'], 'num_tokens': measure['decoding_tokens']}
       found['cache_bytes_per_token'] = cache_bytes(cfg)
-      found['speed'] = {'decoding_tokens_per_second': decoding_speed(evaluated, params, **numbers)}
+      speed = decoding_speed(evaluated, params, **numbers)
+      used = bandwidth_utilisation(speed / measure['decoding_rows'], decoding_bytes(evaluated, params, **numbers))
+      found['speed'] = {'decoding_tokens_per_second': speed, **used}
     return found
 
   state = run(
@@ -85,6 +88,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     placement=placement,
     tokens_per_step=lambda index: ramp.rows(index) * context,
     flops_per_token=flops,
+    causal_flops_per_token=causal_flops,
     evaluations=evaluations,
     summary=summary,
     describe_batch=lambda index: f'rows {ramp.start(index)} to {ramp.start(index + 1) - 1} of seed {config["seed"]}',

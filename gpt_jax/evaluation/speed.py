@@ -20,13 +20,28 @@ def cache_bytes(config: TransformerConfig) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))
 
 
+PROMPT = 16
+"""Tokens of each row's prompt."""
+
+
+def decoding_bytes(model: LanguageModel, params: Params, *, rows: int, num_tokens: int) -> float:
+  """Bytes that a step of decoding must read, on the average: the parameters once for all rows, and each row's cache.
+
+  A table that is looked up counts nothing, as of it one line a row is read.
+  """
+  tables = [] if model.config.tie_embeddings else [params['params']['transformer']['embed']]
+  held, looked_up = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (params, tables))
+  cache = jax.eval_shape(lambda: empty_cache(model.config, rows, PROMPT + num_tokens // 2))
+  return held - looked_up + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))
+
+
 def decoding_speed(model: LanguageModel, params: Params, *, rows: int, num_tokens: int, rounds: int = 3) -> float:
   """Tokens per second of greedy decoding, all rows together: the median of some rounds after the one that compiles.
 
-  Reading the prompt, 16 tokens a row, is in the time.
+  Reading the prompts, of PROMPT tokens, is in the time.
   """
   model, params = unstacked(model, params)
-  prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, 16)).tolist()
+  prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, PROMPT)).tolist()
   seconds = []
   for _ in range(rounds + 1):
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from gpt_jax.training.logs import Log
 from gpt_jax.training.loop import TrainState, fit, init_state
 from gpt_jax.training.optimizers import averaged, learning_rates
 from gpt_jax.training.plots import plot
-from gpt_jax.training.profile import Compilations, Profile, compilations
+from gpt_jax.training.profile import Profile, compilations
 from gpt_jax.training.program import Placement, Program, named, program
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
@@ -39,6 +39,7 @@ def run(
   placement: Placement,
   tokens_per_step: Callable[[int], int],
   flops_per_token: float | int,
+  causal_flops_per_token: float | int | None = None,
   evaluations: Mapping[str, Callable[[Params], Mapping[str, float]]] | None = None,
   best: tuple[str, bool] = ('validation_loss', False),
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
@@ -56,6 +57,7 @@ def run(
   checkpoint is best, and whether it is by the most of it. Evaluations and `summary`, whose result goes to result.json,
   see the averaged parameters where the optimiser keeps an average. What depends on the machine stands in result.json
   under `speed`; all else, two runs of one config have alike. A run that leaves the finite numbers leaves diverged.json.
+  Utilisation is by `flops_per_token`, and where it is given, by `causal_flops_per_token` too; see hardware.utilisation.
   `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
   `profile` is FIRST:LAST, steps that are traced into DIR/profile; '': none.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
@@ -126,9 +128,8 @@ def run(
       state = fit(state, placed, made.step, num_steps=num_steps, hooks=(log, tracing, milestone))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
-    measured = summary(_best_of(state))
-    speed = {**_speed(log, flops_per_token, compiled), **measured.pop('speed', {})}
-    write_json(workdir / 'result.json', {**_result(log, best, state.params), **measured, 'speed': speed})
+    speed = {**_speed(log, flops_per_token, causal_flops_per_token), **compiled.told()}
+    write_json(workdir / 'result.json', _result(log, best, speed, state.params, summary(_best_of(state))))
     hosts.meet('the result is written')
   return state
 
@@ -169,8 +170,10 @@ def _scores(lines: Iterable[Mapping[str, Any]], metric: str, most: bool) -> list
   return [(-line[metric] if most else line[metric], line['step']) for line in lines if line.get(metric) is not None]
 
 
-def _result(log: Log, best: tuple[str, bool], params: Params) -> dict[str, Any]:
-  """The last value of everything logged, and the best of the metric that decides."""
+def _result(
+  log: Log, best: tuple[str, bool], speed: dict[str, Any], params: Params, measured: dict[str, Any]
+) -> dict[str, Any]:
+  """The last value of everything logged, the best of the metric that decides, and what else was measured."""
   left_out = (*TIMES, 'learning_rate', 'grad_norm')
   result = {name: value for line in log.lines for name, value in line.items() if name not in left_out}
   result['parameters'] = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -178,19 +181,19 @@ def _result(log: Log, best: tuple[str, bool], params: Params) -> dict[str, Any]:
   if scored := _scores(log.lines, metric, most):
     score, result['best_step'] = min(scored)
     result[f'best_{metric}'] = -score if most else score
-  return result
+  speed = {**speed, **measured.pop('speed', {})}
+  return {**result, **measured, 'speed': speed}
 
 
-def _speed(log: Log, flops_per_token: float | int, made: Compilations) -> dict[str, Any]:
-  """Of the whole run; the median leaves out a pause of the machine. What was compiled is of the last process."""
+def _speed(log: Log, flops_per_token: float | int, causal_flops_per_token: float | int | None) -> dict[str, Any]:
+  """Of the whole run; the median leaves out a pause of the machine."""
   speed: dict[str, Any] = {'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
-  speed |= {'programs': made.count, 'programs_kept': made.kept, 'compile_seconds': made.seconds}
   seconds, speeds = ([line[name] for line in log.lines if name in line] for name in TIMES)
   if seconds:
     speed['seconds'] = seconds[-1]
   if speeds:
     median = statistics.median(speeds)
-    speed |= {'tokens_per_second': median, **utilisation(median, flops_per_token)}
+    speed |= {'tokens_per_second': median, **utilisation(median, flops_per_token, causal_flops_per_token)}
   return speed
 
 

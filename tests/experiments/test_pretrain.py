@@ -67,7 +67,7 @@ def test_it_learns_and_leaves_what_it_promises(trained):
   for field in ('validation_loss', 'validation_bits_per_byte', 'parameters'):
     assert result[field] > 0, field
   assert 0 < result['training_flops_causal'] < result['training_flops']
-  for field in ('tokens_per_second', 'mfu_palm', 'seconds'):
+  for field in ('tokens_per_second', 'mfu_palm', 'mfu_causal', 'seconds'):
     assert result['speed'][field] > 0, field
   config = json.loads((trained / 'config.json').read_text())
   assert config['seed'] == 0 and 'jax' in config['versions']

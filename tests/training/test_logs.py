@@ -71,7 +71,27 @@ def test_known_chips(monkeypatch, kind, peak):
   assert hardware.utilisation(1000.0, 1e12)['mfu_palm'] == pytest.approx(1e15 / (8 * peak))
 
 
+def test_a_chip_of_two_devices(monkeypatch):
+  """Eight devices are four chips."""
+  monkeypatch.setattr(jax, 'devices', lambda: [type('Device', (), {'device_kind': 'TPU7x'})])
+  assert hardware.peak_flops()[0] == 4 * 2307e12
+  assert hardware.peak_bandwidth()[0] == 4 * 7.38e12
+
+
+def test_bandwidth_that_decoding_uses(monkeypatch):
+  """Fifty steps a second that each read 16 GB, of the 3.35 TB/s of each of eight chips, by hand."""
+  monkeypatch.setattr(jax, 'devices', lambda: [type('Device', (), {'device_kind': 'NVIDIA H100 80GB HBM3'})])
+  used = hardware.bandwidth_utilisation(50.0, 16e9)
+  assert used['mbu'] == pytest.approx(50 * 16e9 / (8 * 3.35e12))
+  assert 'H100' in used['bandwidth_source']
+  both = hardware.utilisation(1000.0, 1e12, 0.75e12)
+  assert both['mfu_causal'] == pytest.approx(0.75 * both['mfu_palm'])
+
+
 def test_unknown_chip_is_measured():
   peak, source = hardware.peak_flops()
   assert 1e9 < peak < 1e14
   assert source == 'measured float32 matmul'
+  peak, source = hardware.peak_bandwidth()
+  assert 1e8 < peak < 1e13
+  assert source == 'measured float32 sum of arrays'
