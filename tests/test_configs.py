@@ -8,12 +8,13 @@ import pytest
 
 from configs.distill import base as distill_base
 from configs.medusa import base as medusa_base
-from configs.pretrain import base
+from configs.pretrain import base, gpt3
 from configs.reward import base as reward_base
 from experiments import runs
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.fields import flat
 from gpt_jax.training.optimizers import FIELDS
+from gpt_jax.training.schedules import BatchRamp
 
 BASES = {'pretrain': base, 'medusa': medusa_base, 'distill': distill_base, 'reward': reward_base}
 NAMES = [
@@ -38,6 +39,25 @@ def test_the_base_has_every_field_of_a_model():
 @pytest.mark.parametrize('kind', BASES)
 def test_the_base_has_every_field_of_an_optimizer(kind):
   assert set(config_of(kind, 'base')['optimizer']) == set(FIELDS)
+
+
+@pytest.mark.parametrize('size', gpt3.SIZES)
+def test_gpt3(size):
+  """Tokens of warm-up, decay and training (Brown et al. 2020, appendix B), as the batch grows; and it divides over the
+  mesh from the first."""
+  config = runs.check(gpt3.get_config(size).to_dict())
+  context, optimizer = config['context'], config['optimizer']
+  ramp = BatchRamp(config['batch_size'], context, **config['batch_ramp'])
+  for steps, tokens in (
+    (optimizer['warmup_steps'], 375e6),
+    (optimizer['decay_steps'], 260e9),
+    (config['num_steps'], 300e9),
+  ):
+    assert ramp.start(steps - 1) * context < tokens <= ramp.start(steps) * context
+  assert 4e9 <= config['batch_ramp']['ramp_tokens'] <= 12e9
+  assert all(ramp.rows(step) % config['mesh']['fsdp'] == 0 for step in range(0, config['num_steps'], 1000))
+  assert (optimizer['b1'], optimizer['b2'], optimizer['eps'], optimizer['clip_norm']) == (0.9, 0.95, 1e-8, 1.0)
+  assert (optimizer['weight_decay'], optimizer['end_fraction'], optimizer['schedule']) == (0.1, 0.1, 'cosine')
 
 
 @pytest.mark.parametrize(('kind', 'name'), NAMES)
