@@ -22,6 +22,7 @@ BELOW = {
   **{room: BASE for room in MIDDLE},
   'interop': BASE | {'models'},
   'decoding': BASE | MIDDLE,
+  'planning': BASE | MIDDLE,
   'rollouts': BASE | MIDDLE | {'decoding'},
   'evaluation': BASE | MIDDLE | {'decoding', 'rollouts'},
 }

@@ -1,6 +1,7 @@
 """How much arithmetic a training step asks for."""
 
 import dataclasses
+import functools
 
 import jax
 
@@ -30,8 +31,7 @@ def parts(config: TransformerConfig, length: int, causal: bool = False) -> dict[
   `causal`, of those alone that a query may see. Under remat `full` a layer's forward pass is done again, but for the
   last product of what is kept, if nobody asks for it; under `dots` the scores are.
   """
-  shapes = jax.tree_util.tree_leaves_with_path(parameter_shapes(LanguageModel(config.evaluated())))
-  sizes = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.size for path, leaf in shapes}
+  sizes = _sizes(dataclasses.replace(config.evaluated(), remat=None))
   of = lambda kernel: 2.0 * sum(size for path, size in sizes.items() if f'{kernel}/kernel' in path)
   linear = {name: sum(map(of, kernels)) for name, kernels in LINEAR.items()}
   # A period of layers is kept or not; what its last products give is asked for by a norm behind them alone.
@@ -46,6 +46,18 @@ def parts(config: TransformerConfig, length: int, causal: bool = False) -> dict[
     **{name: Part(forward, 2 * forward, again(name, forward)) for name, forward in linear.items()},
     SCORES: Part(scores, 2 * scores, scores * (config.remat is not None)),
   }
+
+
+@functools.cache
+def _sizes(config: TransformerConfig) -> dict[str, int]:
+  """Numbers in each parameter, by its path."""
+  shapes = jax.tree_util.tree_leaves_with_path(parameter_shapes(LanguageModel(config)))
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.size for path, leaf in shapes}
+
+
+def parameters(config: TransformerConfig) -> int:
+  """Numbers that a language model has."""
+  return sum(_sizes(dataclasses.replace(config.evaluated(), remat=None)).values())
 
 
 LINEAR = {
