@@ -24,7 +24,7 @@ PROMPT = 16
 """Tokens of each row's prompt."""
 
 
-def decoding_bytes(model: LanguageModel, params: Params, *, rows: int, num_tokens: int) -> float:
+def decoding_bytes(model: LanguageModel, params: Params, *, rows: int, num_tokens: int) -> int:
   """Bytes that a step of decoding must read, on the average: the parameters once for all rows, and each row's cache.
 
   A table that is looked up counts nothing, as of it one line a row is read.

@@ -113,7 +113,7 @@ def utilisation(
   return {**found, 'peak_flops': peak, 'peak_source': source}
 
 
-def bandwidth_utilisation(steps_per_second: float, bytes_per_step: float) -> dict[str, float | str]:
+def bandwidth_utilisation(steps_per_second: float, bytes_per_step: float | int) -> dict[str, float | str]:
   """Bytes that decoding must read over those that memory could give (model bandwidth utilisation, MBU).
 
   `bytes_per_step`: of the parameters, read once for all rows, and of the cache of every row.
