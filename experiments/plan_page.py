@@ -96,15 +96,12 @@ def _flops(of: Any) -> str:
 
 
 def _bytes(of: Any, found: Figures) -> str:
-  devices = of.cluster.devices_count
-  model, config = of.model, of.config
-  state = found.state
-  counted = 4 * parameters(of.model) / devices
-  gradients = counted
+  held, kept, state = (size / GIB for size in (found.parameters, found.state - found.parameters, found.state))
+  rest = max(0.0, found.peak / GIB - state - held)
   return (
-    f'Bytes of a device: {state / GIB:.2f} GiB of parameters and moments, {gradients / GIB:.2f} of gradients if spread '
-    f'over all devices, {max(0.0, found.peak - state - gradients) / GIB:.2f} of activations and all else at the peak; '
-    f'parameters in float32, computed in {model.dtype}, {config["optimizer"]["name"]}'
+    f'GiB of a device: {held:.2f} of parameters, {kept:.2f} of moments, {held:.2f} of gradients, {rest:.2f} of '
+    f'activations and all else at the peak; parameters in float32, computed in {of.model.dtype}, '
+    f'{of.config["optimizer"]["name"]}'
   )
 
 

@@ -110,4 +110,6 @@ def estimate(
     if number > 1:
       sent = count * moved * (number - 1) / number * (2 if kind == 'all-reduce' else 1)
       found.append(Exchange(kind, number, count, sent, sent / cluster.rate(places[axis])))
-  return Figures('formulas', born, peak, cluster.chip.memory / cluster.chip.devices, flops, read, merged(found))
+  return Figures(
+    'formulas', born, gradients, peak, cluster.chip.memory / cluster.chip.devices, flops, read, merged(found)
+  )

@@ -24,6 +24,8 @@ class Figures:
   """Where they are from: a compiled program, or formulas."""
   state: float
   """Bytes of parameters and what the optimiser keeps."""
+  parameters: float
+  """Bytes of the parameters alone; their gradients are as many."""
   peak: float
   """Bytes of memory when there are most."""
   capacity: float
