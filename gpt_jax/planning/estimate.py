@@ -3,7 +3,6 @@
 Memory is of what must be there at once; XLA's own schedule has more or less. See `compiled` for its figures.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.planning.roofline import Exchange, Figures, merged
 from gpt_jax.planning.topologies import Topology
 from gpt_jax.sharding import AXES, mesh_shape
+from gpt_jax.training.program import device_bytes
 
 WIDTH = 2
 """Bytes of a number in computation: bfloat16."""
@@ -23,13 +23,6 @@ WIDTH = 2
 def abstract_mesh(sizes: dict[str, int], cluster: Topology) -> AbstractMesh:
   """A mesh of devices that are not there."""
   return AbstractMesh(mesh_shape(sizes, cluster.devices_count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def state_bytes(state: Any) -> float:
-  """Bytes of a state on one device, of its shapes with their shardings."""
-  return float(
-    sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  )
 
 
 def kernel_flops(config: TransformerConfig, length: int, kernels: dict[Any, str]) -> float:
@@ -82,8 +75,7 @@ def estimate(
   scored = 0.0 if set(kernels.values()) <= {'splash', 'cudnn', 'chunked'} else at_once * length * config.num_heads
   vocabulary = table / (tensor if config.vocab_size % tensor == 0 else 1)
   logits = 8 * at_once / length * (chunk or length) * vocabulary / wide
-  born = state_bytes(state)
-  gradients = state_bytes(state.params)
+  born, gradients = device_bytes(state), device_bytes(state.params)
   gathered = (each * len(config.attention) + vocabulary) * (WIDTH + 4)
   peak = born + gradients + layers * at_once * kept + working + 6 * scored / tensor + logits + gathered
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import os
 import re
 import time
 
@@ -57,6 +58,19 @@ CHIPS: dict[str, Chip] = {
 def chip_of(kind: str) -> Chip | None:
   """The chip that jax calls so; None: it is not in the table."""
   return next((chip for chip in CHIPS.values() if re.search(chip.kind, kind)), None)
+
+
+def device_memory() -> tuple[float, str]:
+  """Bytes that one device of this machine has, and where the number is from; CPU devices have alike parts of all."""
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  if limit:
+    return float(limit), 'as the device says'
+  chip = chip_of(device.device_kind)
+  if chip is not None:
+    return chip.memory / chip.devices, f'{device.device_kind}, by its data sheet'
+  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return whole / jax.local_device_count(), 'the memory of this machine'
 
 
 def peak_flops() -> tuple[float, str]:

@@ -60,7 +60,7 @@ class Compilations:
   seconds: float = 0.0
   kept: int = 0
 
-  def told(self) -> dict[str, float]:
+  def told(self) -> dict[str, int | float]:
     """As a run's result has it."""
     return {'programs': self.count, 'programs_kept': self.kept, 'compile_seconds': self.seconds}
 

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import optax
 
+from gpt_jax.training.hardware import device_memory
 from gpt_jax.training.loop import Step, TrainState, init_state, make_step
 from gpt_jax.training.optimizers import make_optimizer, without_frozen
-from gpt_jax.types import Batch, LossFn, Params
+from gpt_jax.types import Batch, LossFn, Params, UserError
 
 
 @runtime_checkable
@@ -51,6 +53,28 @@ def program(
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
   placed = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
   return Program(optimizer, birth, placed, step)
+
+
+def device_bytes(tree: Any) -> float:
+  """Bytes on one device, of shapes with their shardings."""
+  leaves = jax.tree.leaves(tree)
+  return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+
+
+def check_memory(state: TrainState) -> str:
+  """What a device has to hold at least, of how much: a line to print, before anything is compiled.
+
+  Raises:
+    UserError: it is more than there is.
+  """
+  needed, (there, source) = device_bytes(state) + device_bytes(state.params), device_memory()
+  said = f'{needed / 2**30:,.2f} GiB of parameters, moments and gradients, of {there / 2**30:,.1f} GiB ({source})'
+  if needed > there:
+    raise UserError(
+      f'each device would have {said}: spread them by config.mesh.fsdp or config.mesh.tensor over more devices '
+      '(experiments.plan says over how many), or take a smaller model'
+    )
+  return f'Each device has {said}'
 
 
 def named(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:

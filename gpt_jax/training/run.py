@@ -22,7 +22,7 @@ from gpt_jax.training.loop import TrainState, fit, init_state
 from gpt_jax.training.optimizers import averaged, learning_rates
 from gpt_jax.training.plots import plot
 from gpt_jax.training.profile import Profile, compilations
-from gpt_jax.training.program import Placement, Program, named, program
+from gpt_jax.training.program import Placement, Program, check_memory, named, program
 from gpt_jax.training.table import parameter_table
 from gpt_jax.training.workdir import prepare, read_json, write_json
 from gpt_jax.types import Batch, Diverged, LossFn, Params
@@ -141,6 +141,7 @@ def _begin(workdir: pathlib.Path, made: Program, first: Callable[[Params], Param
     print(f'Resuming {workdir} after step {step}.')
     return restore(workdir, made.state, step)
   print(parameter_table(made.state.params))
+  print(check_memory(made.state))
   if first is None:
     return jax.jit(made.birth, out_shardings=made.shardings)(jax.random.key(seed))
   params = first(made.state.params)
