@@ -3,12 +3,13 @@
 python -m experiments.plan --config=configs/pretrain/llama2_70b.py --topology=v5p:8x8x8 [--config.FIELD=VALUE ...]
 
 For TPUs the training step itself is compiled, ahead of time, by TPUs' own compiler, which needs none of them (make
-plan-tpu installs it); for GPUs, and where it is missing, formulas estimate. No data is read.
+.venv/tpu installs it); for GPUs, and where it is missing, formulas estimate. No data is read.
 """
 
 from collections.abc import Mapping
+import csv
 import dataclasses
-import json
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -26,15 +27,16 @@ from gpt_jax.planning.compiled import compiled
 from gpt_jax.planning.estimate import abstract_mesh, estimate, kernel_flops
 from gpt_jax.planning.roofline import Figures
 from gpt_jax.planning.topologies import Topology, topology
-from gpt_jax.sharding import Placement, make_mesh, mesh_shape
+from gpt_jax.sharding import AXES, Placement, make_mesh, mesh_shape
 from gpt_jax.training.program import Program, named, program
+from gpt_jax.training.schedules import BatchRamp
 from gpt_jax.types import Batch, Layout, UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/pretrain')
 TOPOLOGY = flags.DEFINE_string('topology', None, 'a slice of TPUs, such as v5p:8x8x8, or nodes of GPUs: h100:16x8')
 SEARCH = flags.DEFINE_bool('search', False, 'try other meshes and rematerialisation, by formulas; compile the best')
 ESTIMATE = flags.DEFINE_bool('estimate', False, 'estimate by formulas, do not compile')
-JSON = flags.DEFINE_string('json', '', 'a file to which the figures are added, as a line of JSON')
+TABLE = flags.DEFINE_string('table', '', 'a file (.csv) to which the figures are added, as a row')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Case:
 
   @property
   def mesh(self) -> dict[str, int]:
-    return dict(self.config['mesh'])
+    """The sizes of all axes."""
+    return dict(zip(AXES, mesh_shape(self.config['mesh'], self.cluster.devices_count), strict=True))
 
   @property
   def kernels(self) -> dict[Any, str]:
@@ -76,14 +79,16 @@ def case(config: Mapping[str, Any], cluster: Topology) -> Case:
   """
   model = from_config(config['model'])
   runs.check_context(model, config['context'])
-  sizes = mesh_shape(config['mesh'], cluster.devices_count)
-  rows, spread = config['batch_size'] // config['microbatches'], sizes[0] * sizes[1]
-  if rows % spread:
-    raise UserError(
-      f'config.batch_size = {config["batch_size"]} in {config["microbatches"]} microbatches does not divide over data '
-      f'x fsdp = {spread} devices: {cluster.name} needs a multiple'
-    )
-  return Case(config, model, cluster)
+  of = Case(config, model, cluster)
+  spread, cuts = of.mesh['data'] * of.mesh['fsdp'], config['microbatches']
+  ramp = BatchRamp(config['batch_size'], config['context'], **config['batch_ramp'])
+  for field, rows in (('batch_size', config['batch_size']), ('batch_ramp.first_rows', ramp.rows(0))):
+    if rows % (spread * cuts):
+      raise UserError(
+        f'config.{field} = {rows} in {cuts} microbatches does not divide over data x fsdp = {spread} devices of '
+        f'{cluster.name}: it needs a multiple of {spread * cuts}'
+      )
+  return of
 
 
 def batch_shapes(of: Case, placement: Placement) -> Batch:
@@ -155,6 +160,22 @@ def search(of: Case) -> list[tuple[Case, Figures]]:
   return sorted(found, key=lambda one: (not one[1].fits, roofline(*one).in_turn))
 
 
+def add_row(path: str, facts: Mapping[str, Any]) -> None:
+  """Adds a row to a table, which is begun if there is none.
+
+  Raises:
+    UserError: there is another table.
+  """
+  begun = pathlib.Path(path).exists()
+  if begun and pathlib.Path(path).read_text().partition('\n')[0] != ','.join(facts):
+    raise UserError(f'--table={path} is a table of other columns: name a file that is not there yet')
+  with open(path, 'a', newline='') as file:
+    writer = csv.DictWriter(file, facts, lineterminator='\n')
+    if not begun:
+      writer.writeheader()
+    writer.writerow(facts)
+
+
 def main(_: Any) -> None:
   config = command.required(CONFIG).to_dict()
   of = case(config, topology(command.required(TOPOLOGY)))
@@ -169,9 +190,8 @@ def main(_: Any) -> None:
     of = tried[0][0]
   found = figures(of, devices)
   print(page(of, found))
-  if JSON.value:
-    with open(JSON.value, 'a') as file:
-      file.write(json.dumps(row(of, found)) + '\n')
+  if TABLE.value:
+    add_row(TABLE.value, row(of, found))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ GIB = 2**30
 def mesh_text(of: Any) -> str:
   """The mesh by its axes of more than one device."""
   sizes = {axis: size for axis, size in of.mesh.items() if size != 1}
-  return ' x '.join(f'{axis} {size if size > 0 else "rest"}' for axis, size in sizes.items()) or 'one device'
+  return ' x '.join(f'{axis} {size}' for axis, size in sizes.items()) or 'one device'
 
 
 def row(of: Any, found: Figures) -> dict[str, Any]:

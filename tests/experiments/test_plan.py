@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib.util
-import json
 
 from ml_collections import ConfigDict
+import pandas as pd
 import pytest
 
 from gpt_jax.models.families import FAMILIES
@@ -48,6 +48,12 @@ def test_what_is_needed_is_what_utilisation_counts(family, number):
   scores = 12 * config.num_layers * config.num_heads * config.head_width
   assert training_flops(config, LENGTH) == 6 * number + scores * LENGTH
   assert training_flops(config, LENGTH, causal=True) == 6 * number + scores * (LENGTH + 1) / 2
+
+
+def read(table):
+  """The only row of a table."""
+  (row,) = pd.read_csv(table).to_dict('records')
+  return row
 
 
 def small(remat, **fields):
@@ -112,15 +118,18 @@ def test_what_does_not_fit_has_its_sizes():
 
 def test_an_estimate(capfd, tmp_path):
   """Of a model of 175B on GPUs, for which nothing is compiled: its state is an exact 12 bytes a parameter."""
-  rows = tmp_path / 'table.jsonl'
-  flags = ['--config=configs/pretrain/gpt3.py:175b', f'--json={rows}', '--config.batch_size=1536']
+  table = tmp_path / 'table.csv'
+  flags = ['--config=configs/pretrain/gpt3.py:175b', f'--table={table}']
   ended = call(capfd, 'plan', *flags, '--topology=h100:64x8', '--config.mesh.fsdp=128', '--config.mesh.tensor=4')
   assert ended.code == 0, ended.err
   assert 'Figures: formulas' in ended.out and '174,' in ended.out
-  facts = json.loads(rows.read_text())
+  facts = read(table)
   assert facts['state_gib'] * 2**30 * 512 == pytest.approx(12 * facts['parameters'], rel=0.05)
   assert 0.3 < facts['mfu_palm_in_turn'] < facts['mfu_palm'] < 0.82 and facts['mfu_causal'] < facts['mfu_palm']
   assert facts['fits']
+  table.write_text('another\n1\n')
+  ended = call(capfd, 'plan', f'--config={TINY}', '--topology=h100:8', f'--table={table}')
+  assert ended.code == 2 and 'is a table of other columns' in ended.err
 
 
 def test_a_search_names_what_fits(capfd):
@@ -139,6 +148,10 @@ def test_a_search_names_what_fits(capfd):
     (['--topology=v9:2x2'], '--topology=v9:2x2 is unknown; known: v5e:2x2'),
     ([], '--topology is missing'),
     (['--topology=h100:3'], 'config.batch_size = 8 in 1 microbatches does not divide over data x fsdp = 3 devices'),
+    (
+      ['--topology=h100:8', '--config.batch_ramp.first_rows=2', '--config.batch_ramp.ramp_tokens=1000'],
+      'config.batch_ramp.first_rows = 2 in 1 microbatches does not divide over data x fsdp = 8 devices of h100:8',
+    ),
     (['--topology=h100:8', '--config.mesh.fsdp=3'], 'mesh sizes data=-1 x fsdp=3 do not multiply to the 8 devices'),
     (['--topology=h100:8', '--config.context=128'], 'config.context = 128 exceeds the 64 learned positions'),
   ],
@@ -151,12 +164,12 @@ def test_bad_input(capfd, flags, message):
 @NEEDS_LIBTPU
 def test_a_step_is_compiled_for_tpus(capfd, tmp_path):
   """Four chips of a v5e: splash attention among what is compiled, memory by XLA, and what does not fit is a result."""
-  rows = tmp_path / 'table.jsonl'
-  flags = [f'--config={TINY}', '--topology=v5e:2x2', '--config.mesh.data=1', '--config.mesh.fsdp=4', f'--json={rows}']
+  table = tmp_path / 'table.csv'
+  flags = [f'--config={TINY}', '--topology=v5e:2x2', '--config.mesh.data=1', '--config.mesh.fsdp=4', f'--table={table}']
   flags += ['--config.context=128', '--config.model.positions=learned(128)', '--config.model.vocab_size=128']
   ended = call(capfd, 'plan', *flags, '--config.model.dtype=bfloat16')
   assert ended.code == 0, ended.err
-  facts = json.loads(rows.read_text())
+  facts = read(table)
   assert facts['figures'] == 'compiled' and facts['attention'] == 'splash' and facts['fits']
   assert 0 < facts['state_gib'] < facts['peak_gib'] + 0.01 and facts['interconnect_seconds'] > 0
   assert 'all-gather' in ended.out or 'all-reduce' in ended.out
