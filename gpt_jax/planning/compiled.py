@@ -59,7 +59,7 @@ def compiled(
     how='compiled',
     state=float(memory.argument_size_in_bytes),
     peak=float(memory.peak_memory_in_bytes),
-    flops=text.product_flops() + kernel_flops,
+    flops=text.product_flops() + (kernel_flops if text.kernels() else 0.0),
     exchanges=merged(exchanges),
     compile_seconds=took,
   )

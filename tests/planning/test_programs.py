@@ -111,6 +111,7 @@ TPU = """HloModule jit_step
   %k = bf16[6,24,32]{2,1,0:T(8,128)(2,1)} constant({...})
   %s = f32[6,16,24]{2,1,0} convolution(%q, %k), window={size=6 stride=5 lhs_dilate=6}, dim_labels=0bf_0oi->0bf
   %r = f32[96,8]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %f = f32[8,8]{1,0:T(8,128)} custom-call(%q, %k), custom_call_target="tpu_custom_call", backend_config={}
   ROOT %t = (s32[]{:T(128)}, f32[8]{0:T(256)}) tuple(%p)
 }
 
@@ -149,3 +150,4 @@ def test_the_text_of_a_tpu():
   (one,) = program.collectives()
   assert (one.kind, one.bytes, one.count) == ('reduce-scatter', 384 * 8 * 4, 80)
   assert program.product_flops() == 80 * (1 + 6) * 2 * 16 * 32 * 24
+  assert program.kernels() == 80
