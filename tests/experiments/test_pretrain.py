@@ -125,6 +125,14 @@ def test_killed_and_resumed_is_unbroken(text, tmp_path):
   assert losses(broken) == losses(whole)
 
 
+def test_decoding_has_a_speed_and_a_share_of_memorys(text, tmp_path):
+  measure = ['--config.num_steps=1', '--config.measure.decoding_rows=2', '--config.measure.decoding_tokens=8']
+  assert spawn('pretrain', *flags(text, tmp_path / 'run', *measure)).code == 0
+  speed = json.loads((tmp_path / 'run' / 'result.json').read_text())['speed']
+  assert speed['decoding_tokens_per_second'] > 0 and 0 < speed['mbu'] < 1
+  assert speed['bandwidth_source'] == 'measured float32 sum of arrays'
+
+
 def test_one_device_and_eight_train_alike(text, tmp_path):
   assert spawn('pretrain', *flags(text, tmp_path / 'one')).code == 0
   sizes = ['--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2']
