@@ -27,7 +27,7 @@ PROMPTS = [[3, 4], [7, 8, 9], [1], [2, 2]]
 def drawn(model: LanguageModel, seed: int):
   """Parameters far enough from their start to prefer some tokens."""
   method = 'features_and_values' if isinstance(model, ActorCritic) else '__call__'
-  params = model.init(jax.random.key(seed), jnp.zeros((1, 1), int), method=method)
+  params = jax.jit(model.init, static_argnames='method')(jax.random.key(seed), jnp.zeros((1, 1), int), method=method)
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
   return jax.tree.unflatten(

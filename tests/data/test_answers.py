@@ -53,7 +53,7 @@ def test_packed_texts_teach_what_separate_ones_do():
   ]
   small = {'num_layers': 2, 'model_dim': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp': 'swiglu(24)', 'vocab_size': 17}
   model = LanguageModel(from_config({'family': 'llama2_7b', **small}))
-  params = model.init(jax.random.key(1), jax.numpy.zeros((1, 1), int))
+  params = jax.jit(model.init)(jax.random.key(1), jax.numpy.zeros((1, 1), int))
   loss_fn = next_token_loss(model)
 
   def of(rows: Answers):

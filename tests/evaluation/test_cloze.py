@@ -30,7 +30,7 @@ MODEL = LanguageModel(CONFIG)
 
 @pytest.fixture(scope='module')
 def params():
-  drawn = MODEL.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+  drawn = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
   leaves, tree = jax.tree.flatten(drawn)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   return tree.unflatten([x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)])

@@ -115,18 +115,20 @@ def test_how_a_critic_begins(kind, monkeypatch):
   config = from_config({'family': 'llama2_7b', **SMALL})
   tokens = jnp.arange(6)[None]
   policy, reward = LanguageModel(config), RewardModel(config)
-  own = policy.init(jax.random.key(0), tokens)
-  learned = jax.tree.map(lambda leaf: leaf + 0.1, reward.init(jax.random.key(1), tokens))
+  own = jax.jit(policy.init)(jax.random.key(0), tokens)
+  learned = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(reward.init)(jax.random.key(1), tokens))
   monkeypatch.setattr(actors, 'load_reward', lambda workdir: (reward, learned))
   model, first = actors.actor({'critic': kind, 'reward': {'model': 'DIR'}}, config, own, Gae())
-  drawn = model.init(jax.random.key(2), tokens, method='features_and_values')
+  drawn = jax.jit(model.init, static_argnames='method')(jax.random.key(2), tokens, method='features_and_values')
   begun = first(own, drawn)
   hidden, unembed, values = model.apply(begun, tokens, method='features_and_values')
   np.testing.assert_array_equal(unembed(hidden), policy.apply(own, tokens)[0])
   wanted = reward.apply(learned, tokens)[0] if kind == 'own' else 0.0
   np.testing.assert_allclose(values[0, -1], wanted, atol=1e-6)
   alone, first = actors.actor({'critic': 'own', 'reward': {'model': ''}}, config, own, Gae())
-  begun = first(own, alone.init(jax.random.key(2), tokens, method='features_and_values'))
+  begun = first(
+    own, jax.jit(alone.init, static_argnames='method')(jax.random.key(2), tokens, method='features_and_values')
+  )
   assert not alone.apply(begun, tokens, method='features_and_values')[2].any()
   np.testing.assert_array_equal(
     begun['params']['critic']['transformer']['embed']['embedding'], own['params']['transformer']['embed']['embedding']
@@ -140,7 +142,7 @@ def test_a_reward_model_reads_what_ended_with_its_end_and_no_padding(tmp_path, m
   model = RewardModel(config)
   rng = np.random.default_rng(0)
   noisy = lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) / 3, jnp.float32)
-  params = jax.tree.map(noisy, model.init(jax.random.key(0), jnp.zeros((1, 1), int)))
+  params = jax.tree.map(noisy, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), int)))
   monkeypatch.setattr(rewards, 'load_reward', lambda workdir: (model, params))
   monkeypatch.setattr(language, 'tokenizer_of', lambda workdir: found.tokenizer)
   end = found.tokenizer.end_of_text

@@ -104,7 +104,7 @@ def test_computation_is_in_the_dtype_of_the_model():
 def test_a_reward_is_read_at_the_last_token():
   """Neither what stands behind it as padding nor how much of that there is matters; all before it does."""
   model = RewardModel(CONFIG)
-  drawn = model.init(jax.random.key(1), random_tokens())
+  drawn = jax.jit(model.init)(jax.random.key(1), random_tokens())
   params = reward_params(parameters(CONFIG), drawn)
   tokens = random_tokens(rows=3)
   hidden, _ = Transformer(CONFIG).apply({'params': params['params']['transformer']}, tokens)
@@ -125,7 +125,7 @@ def test_a_reward_model_begins_as_the_language_model_with_a_new_head():
   drawn = jax.jit(model.init)(jax.random.key(0), random_tokens())['params']
   assert abs(float(jnp.std(drawn['reward_kernel'])) * 1025**0.5 - 1) < 0.1 and drawn['reward_bias'] == 0
   base = parameters(CONFIG)
-  begun = reward_params(base, RewardModel(CONFIG).init(jax.random.key(0), random_tokens()))['params']
+  begun = reward_params(base, jax.jit(RewardModel(CONFIG).init)(jax.random.key(0), random_tokens()))['params']
   assert begun['transformer'] is base['params']['transformer'] and set(begun) == {
     'transformer',
     'reward_kernel',

@@ -31,7 +31,7 @@ def test_by_hand():
 def test_it_begins_as_the_model_and_is_merged_into_one(family):
   plain = shrunk(family)
   config = dataclasses.replace(plain, lora=LORA)
-  drawn = LanguageModel(config).init(jax.random.key(0), random_tokens())
+  drawn = jax.jit(LanguageModel(config).init)(jax.random.key(0), random_tokens())
   params = adapted(parameters(plain), drawn)
   want = logits(plain, parameters(plain), random_tokens())
   np.testing.assert_array_equal(logits(config, params, random_tokens()), want)
