@@ -38,6 +38,7 @@ bench: .venv/bench
 	$(BIN)/python bench/reward.py
 	$(BIN)/python bench/rollouts.py
 	$(BIN)/python bench/attention.py
+	$(BIN)/python bench/resumes.py
 
 bench-tpu: .venv/tpu
 	$(BIN)/python bench/tpu_attention.py
