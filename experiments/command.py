@@ -17,6 +17,15 @@ ADDRESS = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process
 PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many processes make the run')
 PROCESS = flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'the same three from a TPU slice, Slurm, Open MPI, GKE')
+EMERGENCY_DIR = flags.DEFINE_string(
+  'emergency_dir', '', 'a folder on a fast disk of each machine, for copies of the state between checkpoints'
+)
+EMERGENCY_EVERY = flags.DEFINE_integer('emergency_every', 100, 'steps of training from copy to copy')
+
+
+def training() -> dict[str, Any]:
+  """What the flags say of how a run is made, whatever it learns."""
+  return {'profile': PROFILE.value, 'emergency': (EMERGENCY_DIR.value, EMERGENCY_EVERY.value)}
 
 
 def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None:

@@ -81,7 +81,7 @@ def distill(config: Mapping[str, Any], workdir: str) -> None:
     flops_per_token=training_flops(cfg, data.context) + teaching,
     evaluations={'validation': validation},
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots. To see what it learned:')

@@ -72,7 +72,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     flops_per_token=training_flops(cfg, config['context']) * 4 / 3,
     evaluations={'validation': held_out},
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots. To see what it learned:')

@@ -72,7 +72,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     evaluations={'validation': held_out, **evaluations},
     best=demonstrations.CHECKPOINTS[config['checkpoint']],
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots. To see what it learned:')

@@ -99,7 +99,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     evaluations={'validation': validation},
     summary=summary,
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and tree.json.')

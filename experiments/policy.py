@@ -113,7 +113,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     evaluations=evaluations,
     summary=summary,
     describe_batch=lambda index: f'of rollout {index // steps}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json, rollouts.jsonl, samples.jsonl and plots. To see what it learned:')

@@ -92,7 +92,7 @@ def pretrain(config: Mapping[str, Any], workdir: str) -> None:
     evaluations=evaluations,
     summary=summary,
     describe_batch=lambda index: f'rows {ramp.start(index)} to {ramp.start(index + 1) - 1} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots. To see what it learned:')

@@ -82,7 +82,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     evaluations={'validation': lambda params: {name: measure(params)[name] for name in ('loss', 'accuracy')}},
     summary=summary,
     describe_batch=lambda index: f'batch {index} of seed {config["seed"]}',
-    profile=command.PROFILE.value,
+    **command.training(),
   )
   if state is not None:
     print(f'Done: {workdir} has result.json and plots.')

@@ -110,6 +110,13 @@ def agreed(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if jax.distributed.is_initialized() else number
 
 
+def least(number: int) -> int:
+  """The least of the numbers that the processes give, all of which must ask."""
+  if not jax.distributed.is_initialized():
+    return int(number)
+  return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def fetched(tree: Any) -> Any:
   """The values of arrays as numpy's, also of those that lie in part on other machines; all processes must ask."""
 

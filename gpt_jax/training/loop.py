@@ -35,6 +35,13 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+  """Whether no number of a tree of arrays is NaN or infinite."""
+  floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
+
+
 def make_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,

@@ -11,14 +11,14 @@ import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from gpt_jax import hosts
 from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, save
+from gpt_jax.training.emergency import EmergencyCopies
 from gpt_jax.training.hardware import utilisation
 from gpt_jax.training.logs import Log
-from gpt_jax.training.loop import TrainState, fit, init_state
+from gpt_jax.training.loop import TrainState, all_finite, fit, init_state
 from gpt_jax.training.optimizers import averaged, learning_rates
 from gpt_jax.training.plots import plot
 from gpt_jax.training.profile import Profile, compilations
@@ -45,6 +45,7 @@ def run(
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
   summary: Callable[[Params], dict[str, Any]] = lambda params: {},
   profile: str = '',
+  emergency: tuple[str, int] = ('', 0),
 ) -> TrainState | None:
   """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
 
@@ -60,6 +61,7 @@ def run(
   Utilisation is by `flops_per_token`, and where it is given, by `causal_flops_per_token` too; see hardware.utilisation.
   `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
   `profile` is FIRST:LAST, steps that are traced into DIR/profile; '': none.
+  `emergency` is a folder on a disk of each machine, and how often the state is copied there; see EmergencyCopies.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
   """
   workdir = pathlib.Path(workdir)
@@ -68,9 +70,9 @@ def run(
     print(json.dumps(read_json(workdir / 'result.json'), indent=2))
     return None
   evaluations, num_steps = evaluations or {}, config['num_steps']
-  tracing = Profile(workdir / 'profile', profile, num_steps)
   made = program(config, init, loss_fn, placement)
-  state = _begin(workdir, made, first, config['seed'])
+  copies = EmergencyCopies(workdir, *emergency)
+  state = _begin(workdir, made, first, config['seed'], copies)
   start = int(state.step)
   log = Log(
     workdir,
@@ -102,7 +104,7 @@ def run(
     if not (last or stop or evaluating(index) or _due(config['checkpoint_every'], index)):
       return
     with log.paused():
-      if not _all_finite(state):
+      if not all_finite(state):
         raise Diverged(f'the parameters or moments are not finite after step {index}: lower optimizer.learning_rate')
       save(checkpoints, index, state)
       if stop:
@@ -118,25 +120,36 @@ def run(
     compilations() as compiled,
     _signals() as stops,
     contextlib.closing(log),
-    contextlib.closing(tracing),
+    contextlib.closing(Profile(workdir / 'profile', profile, num_steps)) as tracing,
     contextlib.closing(checkpoints),
   ):
     if evaluating(start) and not any(line['step'] == start and 'loss' not in line for line in log.lines):
       with log.paused():
         evaluate(start, state)
     with _divergence(workdir / 'diverged.json'):
-      state = fit(state, placed, made.step, num_steps=num_steps, hooks=(log, tracing, milestone))
+      state = fit(state, placed, made.step, num_steps=num_steps, hooks=(log, tracing, milestone, copies))
     checkpoints.wait_until_finished()
     plot(workdir, log.lines)
     speed = {**_speed(log, flops_per_token, causal_flops_per_token), **compiled.told()}
-    write_json(workdir / 'result.json', _result(log, best, speed, state.params, summary(_best_of(state))))
+    write_json(workdir / 'result.json', _result(log, best, state.params, speed, summary(_best_of(state))))
     hosts.meet('the result is written')
+    copies.remove()
   return state
 
 
-def _begin(workdir: pathlib.Path, made: Program, first: Callable[[Params], Params] | None, seed: int) -> TrainState:
+def _begin(
+  workdir: pathlib.Path,
+  made: Program,
+  first: Callable[[Params], Params] | None,
+  seed: int,
+  copies: EmergencyCopies,
+) -> TrainState:
   """The state to start from, born, taken from elsewhere or restored, in its place."""
   step = hosts.agreed(latest_step(workdir) or 0)
+  copied = copies.newest(made.state) if step else 0
+  if copied > step:
+    print(f'Resuming {workdir} after step {copied}, by the copies on the disks of its machines.')
+    return copies.restore(made.state, copied)
   if step:
     print(f'Resuming {workdir} after step {step}.')
     return restore(workdir, made.state, step)
@@ -157,12 +170,6 @@ def _due(every: int, index: int) -> bool:
   return every > 0 and index % every == 0
 
 
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-  floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-  return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
-
-
 TIMES = ('seconds', 'tokens_per_second')
 
 
@@ -172,7 +179,7 @@ def _scores(lines: Iterable[Mapping[str, Any]], metric: str, most: bool) -> list
 
 
 def _result(
-  log: Log, best: tuple[str, bool], speed: dict[str, Any], params: Params, measured: dict[str, Any]
+  log: Log, best: tuple[str, bool], params: Params, speed: dict[str, Any], measured: dict[str, Any]
 ) -> dict[str, Any]:
   """The last value of everything logged, the best of the metric that decides, and what else was measured."""
   left_out = (*TIMES, 'learning_rate', 'grad_norm')

@@ -138,6 +138,25 @@ def test_wrong_flags_are_one_line(text, tmp_path, capfd, given, message):
 
 
 @pytest.mark.slow
+def test_copies_on_each_machine_serve_when_all_are_killed(text, whole, tmp_path):
+  """The step that both have a copy of, between the checkpoints after 20 and 40."""
+  workdir, copying = tmp_path / 'run', [f'--emergency_dir={tmp_path / "disk"}', '--emergency_every=1']
+  processes = together('pretrain', *flags(text, workdir), *copying, processes=2, devices=2)
+  logged = lambda: metrics(workdir) if (workdir / 'metrics.jsonl').exists() else {}
+  while processes[0].poll() is None and not any(step >= 30 for step, _ in logged()):
+    time.sleep(0.01)
+  for process in processes:
+    process.kill()
+    process.communicate()
+  kept = [{int(path.stem) for path in folder.glob('*.npz')} for folder in (tmp_path / 'disk').glob('*/*')]
+  assert len(kept) == 2 and latest_step(workdir) == 20
+  first, second = ended(together('pretrain', *flags(text, workdir), *copying, processes=2, devices=2))
+  assert [first.code, second.code] == [0, 0], (first, second)
+  assert f'after step {max(kept[0] & kept[1])}, by the copies' in first.out and max(kept[0] & kept[1]) > 20
+  assert_alike(workdir, whole)
+
+
+@pytest.mark.slow
 def test_four_processes_are_one(text, whole, tmp_path):
   """Of which two share the rows that they read, as each has a half of every tensor."""
   mesh = ['--config.mesh.fsdp=2', '--config.mesh.tensor=2']
