@@ -84,20 +84,38 @@ class Program:
     for one in self._bodies[name]:
       if one.kind == 'while':
         condition, body = (str(one.attribute(rf'{role}=%?([\w.-]+)')) for role in ('condition', 'body'))
-        self._count(body, times * self._trips(one, condition))
+        self._count(body, times * self._trips(one, condition, body))
         continue
       called = re.findall(r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)', one.rest)
       called += re.findall(r'[\w.-]+', one.attribute(r'branch_computations=\{([^}]*)\}') or '')
       for inner in called:
         self._count(inner, times)
 
-  def _trips(self, loop: Instruction, condition: str) -> int:
-    """How often a loop runs: as XLA notes it, or what its condition compares a counter from 0 with."""
-    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
-    if known:
+  def _trips(self, loop: Instruction, condition: str, body: str) -> int:
+    """How often a loop runs: as XLA notes it, or by what its condition finds a counter, from 0, less than.
+
+    A counter goes up by 1, or by what the body plainly adds to it: loops that XLA makes of a product may take two parts
+    at a time.
+
+    Raises:
+      ValueError: it says neither.
+    """
+    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
       return int(known)
-    numbers = [one.rest for one in self._bodies[condition] if one.kind == 'constant' and one.shape.startswith('s32[]')]
-    return int(numbers[0].partition(')')[0]) if len(numbers) == 1 else 1
+    asked = {one.name: one for one in self._bodies[condition]}
+    for one in asked.values():
+      if one.kind == 'compare' and one.attribute(r'direction=(LT)'):
+        counter, limit = (asked[operand] for operand in one.operands)
+        if limit.kind == 'constant' and (index := counter.attribute(r'index=(\d+)')):
+          return -(-_constant(limit) // self._added(body, int(index)))
+    raise ValueError(f'loop {loop.name} does not say how often it runs')
+
+  def _added(self, body: str, index: int) -> int:
+    """What a loop's body adds to one of its numbers."""
+    inside = {one.name: one for one in self._bodies[body]}
+    new = inside.get(self._bodies[body][-1].operands[index])
+    added = [inside[operand] for operand in new.operands if operand in inside] if new and new.kind == 'add' else []
+    return next((_constant(one) for one in added if one.kind == 'constant'), 1)
 
   def _all(self) -> Iterator[tuple[Instruction, int, dict[str, str]]]:
     """Every instruction that runs, how often, and the shapes of what stands beside it."""
@@ -140,6 +158,11 @@ class Program:
   def kernels(self) -> int:
     """Calls of kernels of their own in a step."""
     return sum(times for one, times, _ in self._all() if 'custom_call_target="tpu_custom_call"' in one.rest)
+
+
+def _constant(one: Instruction) -> int:
+  """A whole number."""
+  return int(one.rest.partition(')')[0])
 
 
 def _parts(shape: str) -> list[str]:

@@ -111,8 +111,12 @@ TPU = """HloModule jit_step
   %k = bf16[6,24,32]{2,1,0:T(8,128)(2,1)} constant({...})
   %s = f32[6,16,24]{2,1,0} convolution(%q, %k), window={size=6 stride=5 lhs_dilate=6}, dim_labels=0bf_0oi->0bf
   %r = f32[96,8]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %number = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %held = f32[8]{0:T(256)} get-tuple-element(%p), index=1
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%number, %one)
   %f = f32[8,8]{1,0:T(8,128)} custom-call(%q, %k), custom_call_target="tpu_custom_call", backend_config={}
-  ROOT %t = (s32[]{:T(128)}, f32[8]{0:T(256)}) tuple(%p)
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0:T(256)}) tuple(%next, %held)
 }
 
 %condition (p.1: (s32[], f32[8])) -> pred[] {
@@ -151,3 +155,7 @@ def test_the_text_of_a_tpu():
   assert (one.kind, one.bytes, one.count) == ('reduce-scatter', 384 * 8 * 4, 80)
   assert program.product_flops() == 80 * (1 + 6) * 2 * 16 * 32 * 24
   assert program.kernels() == 80
+  by_twos = TPU.replace('s32[]', 'u32[]').replace('constant(1)', 'constant(2)')
+  assert Program(by_twos).kernels() == 40, 'so XLA goes through a product that it cut in windows'
+  with pytest.raises(ValueError, match='loop loop does not say how often it runs'):
+    Program(TPU.replace('direction=LT', 'direction=NE'))
