@@ -10,11 +10,10 @@ import pytest
 from gpt_jax.models.families import FAMILIES
 from gpt_jax.models.flops import SCORES, parts, training_flops
 from gpt_jax.planning.compiled import compile_step, refusal, sizes_of
-from gpt_jax.planning.estimate import state_bytes
 from gpt_jax.planning.programs import Program
 from gpt_jax.planning.roofline import Exchange, Figures, Roofline, merged
 from gpt_jax.sharding import Placement, make_mesh
-from gpt_jax.training.program import named, program
+from gpt_jax.training.program import device_bytes, named, program
 from tests.experiments.program import TINY, call, load
 
 LLAMA, LENGTH = FAMILIES['llama2_70b'], 4096
@@ -95,7 +94,7 @@ def test_state_bytes_are_the_arguments_of_the_compiled_step(sizes):
   _, state, done = compiled_here(config, sizes)
   rows = 8 / (sizes.get('data', 1) * sizes['fsdp'])
   others = rows * (config['context'] + 1) * 8 + 8
-  assert done.memory_analysis().argument_size_in_bytes == pytest.approx(state_bytes(state) + others, abs=64)
+  assert done.memory_analysis().argument_size_in_bytes == pytest.approx(device_bytes(state) + others, abs=64)
 
 
 def test_times_and_bounds():
