@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -141,7 +142,7 @@ class Placement:
 
     return jax.tree_util.tree_map_with_path(place, state)
 
-  @property
+  @functools.cached_property  # asked for every batch
   def share(self) -> dict[str, int]:
     """Which part of a batch's rows this process reads: `host`, of `hosts` parts.
 
