@@ -8,9 +8,10 @@ from configs.sweeps.points import param, product, seeds
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.4]
 GLM = {
   'model.attention': 'dense(causal | prefix)',
-  'model.rotation': 'none',
-  'model.positions': 'learned_2d(129)',
+  'model.rotation': 'rotary_2d',
   'infilling.word': 1.0,
+  'optimizer.name': 'muon',  # by AdamW, and with learned places, so few steps teach hardly more than frequencies
+  'optimizer.learning_rate': 1e-2,
   'num_steps': 400,
   'eval_rows': 128,
 }

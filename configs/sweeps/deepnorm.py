@@ -14,7 +14,7 @@ PRE, POST, DEEPNET, GLM = (
     ('post(alpha=glm)', 'xavier(gain=glm)'),
   )
 )
-DEPTHS, RATES = [4, 16, 48], [1e-3, 3e-3, 1e-2]
+DEPTHS, RATES = [4, 12, 24], [1e-3, 3e-3, 1e-2]
 SHAPE = {
   'model.model_dim': 64,
   'model.mlp': 'swiglu(172)',
@@ -27,7 +27,7 @@ SHAPE = {
 
 def get_sweep():
   loss = 'validation_loss'
-  axes = (seeds(5), param('model.num_layers', DEPTHS), param('optimizer.learning_rate', RATES))
+  axes = (seeds(3), param('model.num_layers', DEPTHS), param('optimizer.learning_rate', RATES))
   deep = {'model.num_layers': DEPTHS[-1]}
   return {
     'claim': 'Post-norm diverges or stalls as depth grows; DeepNorm trains at any depth, by either set of constants.',
