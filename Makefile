@@ -11,8 +11,9 @@ quickstart: .venv/core
 align: .venv/align
 	$(BIN)/python -m experiments.align --road=configs/align/positive.py --workdir=runs/align
 
+# In their order: files of few, long tests would else come last, when one of the two has nothing left to do.
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow

@@ -6,7 +6,7 @@ ALIGN = ['Markdown>=3.6', 'vaderSentiment>=3.3.2']
 GYM = ['reasoning-gym>=0.1.20']
 LAUNCHERS = ['ray>=2.40', 'submitit>=1.5']
 NOTEBOOKS = ['ipykernel>=6.29', 'papermill>=2.6']
-TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'types-Markdown', 'types-tqdm']
+TEST = ['beartype>=0.20', 'mypy>=1.15', 'pytest>=8', 'pytest-xdist>=3.7', 'ruff>=0.9', 'types-Markdown', 'types-tqdm']
 PARITY = ['accelerate>=1.0', 'rlax>=0.1.6', 'scrubadub>=2.0', 'torch>=2.5', 'transformers>=4.50', 'trl>=1.16,<1.17']
 
 setuptools.setup(
