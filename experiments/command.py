@@ -24,7 +24,9 @@ EMERGENCY_EVERY = flags.DEFINE_integer('emergency_every', 100, 'steps of trainin
 
 
 def training() -> dict[str, Any]:
-  """What the flags say of how a run is made, whatever it learns."""
+  """What the flags say of how a run is made, whatever it learns; a notebook has none."""
+  if not flags.FLAGS.is_parsed():
+    return {}
   return {'profile': PROFILE.value, 'emergency': (EMERGENCY_DIR.value, EMERGENCY_EVERY.value)}
 
 

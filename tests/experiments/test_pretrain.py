@@ -187,7 +187,7 @@ def test_training_moves_to_eight_devices_midway(text, tmp_path, capfd):
   ],
 )
 def test_bad_input_is_one_line(text, tmp_path, capfd, changes, message):
-  ended = call(capfd, 'pretrain', *flags(text, tmp_path / 'run', *changes))
+  ended = call(capfd, 'pretrain', *flags(text, tmp_path / 'run', *changes), devices=8)
   assert ended.code == 2, ended
   said = [line for line in ended.err.splitlines() if line.startswith('error: ')]
   assert len(said) == 1 and message in said[0], ended.err
