@@ -27,6 +27,7 @@ def config_of(attention, kernel):
   """The run of a model with these patterns."""
   config = gpt3.get_config(SIZE)
   config.batch_size, config.context, config.loss.chunk = CHIPS, LENGTH, 512
+  config.batch_ramp.update({'first_rows': 0, 'ramp_tokens': 0})
   config.model.update({'attention': attention, 'attention_kernel': kernel, 'positions': f'learned({LENGTH})'})
   config.model.remat = 'none'
   config.mesh.update({'data': 1, 'fsdp': CHIPS})

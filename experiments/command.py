@@ -12,7 +12,19 @@ import jax
 from gpt_jax import cache, hosts
 from gpt_jax.types import UserError
 
-PROFILE = flags.DEFINE_string('profile', '', 'FIRST:LAST, steps of training that are traced, into WORKDIR/profile')
+
+class Steps(flags.ArgumentParser):
+  """Reads FIRST:LAST, steps of training of which the first is not that which compiles."""
+
+  def parse(self, argument: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r'(\d+):(\d+)', argument)
+    first, last = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 2 <= first <= last:
+      raise ValueError('write FIRST:LAST, such as 10:12; step 1 compiles, so FIRST is at least 2')
+    return first, last
+
+
+PROFILE = flags.DEFINE(Steps(), 'profile', None, 'FIRST:LAST, steps of training to be traced, into WORKDIR/profile')
 ADDRESS = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, of a run of several processes')
 PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many processes make the run')
 PROCESS = flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
@@ -20,7 +32,7 @@ DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'the same three from a TPU
 EMERGENCY_DIR = flags.DEFINE_string(
   'emergency_dir', '', 'a folder on a fast disk of each machine, for copies of the state between checkpoints'
 )
-EMERGENCY_EVERY = flags.DEFINE_integer('emergency_every', 100, 'steps of training from copy to copy')
+EMERGENCY_EVERY = flags.DEFINE_integer('emergency_every', 100, 'steps of training from copy to copy', lower_bound=1)
 
 
 def training() -> dict[str, Any]:
@@ -50,6 +62,8 @@ def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None
     except UserError as error:
       _leave(str(error))
     except Exception:
+      if not jax.distributed.is_initialized():
+        raise
       print(traceback.format_exc(), file=sys.stderr)
       hosts.fail(1)
 

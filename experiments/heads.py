@@ -18,7 +18,7 @@ from gpt_jax.models.quantization import Int8
 from gpt_jax.models.transformer import TransformerConfig
 from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.workdir import read_json
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Params, UserError, shapes_at
 
 
 def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
@@ -102,10 +102,9 @@ def load_medusa(
   else:
     medusa = medusa_of({**config, 'dtype': base.dtype}, base)
   shapes = jax.eval_shape(medusa.init, jax.random.key(0), jnp.zeros((1, medusa.config.model_dim)))
+  shapes = shapes if place is None else shapes_at(shapes, place(shapes))
   if (folder / language.MODEL_FILE).exists():  # the heads are a branch of the model's own parameters
     params: Params = {'params': restore_params(folder, {'params': {'heads': shapes['params']}})['params']['heads']}
   else:
     params = restore_params(folder, shapes)
-  medusa, params = quantized_medusa(medusa, jax.device_put(params), Int8())
-  params = params if place is None else jax.device_put(params, place(params))
-  return medusa, params, from_json(read_json(folder / 'tree.json'))
+  return *quantized_medusa(medusa, jax.device_put(params), Int8()), from_json(read_json(folder / 'tree.json'))

@@ -5,8 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
-
 from gpt_jax.data import assets, tokenizers
 from gpt_jax.data.conventions import ChatTemplate, Message
 from gpt_jax.data.marks import Marks, marks_of
@@ -20,7 +18,7 @@ from gpt_jax.models.quantization import quantize
 from gpt_jax.models.transformer import TransformerConfig, unstack
 from gpt_jax.training.checkpoints import restore_params
 from gpt_jax.training.workdir import read_json
-from gpt_jax.types import Params, UserError
+from gpt_jax.types import Params, UserError, shapes_at
 
 
 def model_config(config: Mapping[str, Any], tokenizer: Tokenizer) -> TransformerConfig:
@@ -147,8 +145,7 @@ class Weights:
     kept = dataclasses.replace(config, stacked=self.config.stacked, quantization=None, lora=self.lora)
     like = parameter_shapes(LanguageModel(kept))
     if place is not None:
-      shaped = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-      like = jax.tree.map(shaped, like, place(like))
+      like = shapes_at(like, place(like))
     params = restore_params(self.name, like, self.step)
     params = params if self.lora is None else merged(params, self.lora)
     params = unstack(params) if self.config.stacked and not config.stacked else params

@@ -24,13 +24,13 @@ from experiments.plan_page import page, roofline, row, search_table
 from gpt_jax.models.parts import from_config
 from gpt_jax.models.transformer import REMAT, TransformerConfig
 from gpt_jax.planning.compiled import compiled
-from gpt_jax.planning.estimate import abstract_mesh, estimate, kernel_flops
+from gpt_jax.planning.estimate import abstract_mesh, estimate
 from gpt_jax.planning.roofline import Figures
 from gpt_jax.planning.topologies import Topology, topology
 from gpt_jax.sharding import AXES, Placement, make_mesh, mesh_shape
 from gpt_jax.training.program import Program, named, program
 from gpt_jax.training.schedules import BatchRamp
-from gpt_jax.types import Batch, Layout, UserError
+from gpt_jax.types import Batch, Layout, UserError, shapes_at
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'a file of configs/pretrain')
 TOPOLOGY = flags.DEFINE_string('topology', None, 'a slice of TPUs, such as v5p:8x8x8, or nodes of GPUs: h100:16x8')
@@ -110,10 +110,9 @@ def guess(of: Case, shapes: Any) -> Figures:
   """The figures of one device by formulas; `shapes` are of the state, on any mesh."""
   config = of.config
   nowhere: Any = abstract_mesh(of.mesh, of.cluster)
-  like = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   return estimate(
     of.model,
-    jax.tree.map(like, shapes, Placement(nowhere).state(shapes)),
+    shapes_at(shapes, Placement(nowhere).state(shapes)),
     nowhere,
     of.cluster,
     of.kernels,
@@ -137,11 +136,9 @@ def figures(of: Case, devices: list[Any] | None) -> Figures:
   if devices is None:
     return by_formulas
   placement, made = made_on(of, make_mesh(of.mesh, devices))
-  tokens = of.config['batch_size'] * of.config['context'] / len(devices)
-  of_kernels = kernel_flops(of.model, of.config['context'], of.kernels) * tokens
   laid = list(placement.mesh.devices.flat)
   with named(placement.mesh):
-    return compiled(made.step, made.state, batch_shapes(of, placement), laid, of.cluster, of_kernels, by_formulas)
+    return compiled(made.step, made.state, batch_shapes(of, placement), laid, of.cluster, by_formulas)
 
 
 def search(of: Case) -> list[tuple[Case, Figures]]:

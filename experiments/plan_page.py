@@ -73,6 +73,8 @@ def page(of: Any, found: Figures) -> str:
     '',
     _exchanges(found),
     '',
+    f'TFLOPs of a device: {found.products / 1e12:,.2f} in products of matrices, {found.kernels / 1e12:,.2f} in '
+    "attention's own kernels",
     _time(facts, line),
   ]
   return '\n'.join(shown)

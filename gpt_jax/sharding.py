@@ -48,7 +48,7 @@ RULES: Rules = (
   (r'reward_bias$', P()),
   (r'residual_kernel$', P(None, 'fsdp', 'tensor')),  # [M, D, D], of Medusa's heads
   (r'residual_bias$', P(None, 'tensor')),  # [M, D]
-  (r'unembed_table(/(values|nibbles|multiples|scale))?$', P(None, 'tensor', 'fsdp')),  # [M, V, D], quantised or not
+  (r'unembed_table$', P(None, 'tensor', 'fsdp')),  # [M, V, D]
   (r'(attention/out|mlp/down)/bias$', P()),  # [D]
   (r'norm\w*/(scale|bias)$', P()),  # [D] or [H]
 )

@@ -24,6 +24,11 @@ Of a rollout, besides: old_logprobs, advantages, values, returns [B, T - 1]; sco
 """
 
 
+def shapes_at(shapes: Any, shardings: Any) -> Any:
+  """A tree of shapes that say where their arrays are to lie."""
+  return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
+
+
 class UserError(Exception):
   """Bad input: the message, one line, names the field or file and the remedy; a program ends on it with code 2."""
 

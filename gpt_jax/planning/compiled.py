@@ -19,13 +19,11 @@ def compile_step(step: Step, state: Any, batch: Any) -> Any:
   return step.func.lower(state, batch, **step.keywords).compile()  # type: ignore[attr-defined]
 
 
-def compiled(
-  step: Step, state: Any, batch: Any, devices: Sequence[Any], cluster: Topology, kernel_flops: float, guess: Figures
-) -> Figures:
+def compiled(step: Step, state: Any, batch: Any, devices: Sequence[Any], cluster: Topology, guess: Figures) -> Figures:
   """The figures of a step by XLA.
 
-  Memory is XLA's; products of matrices and collectives are counted in its program; `kernel_flops` of attention's own
-  kernels and what goes through memory are `guess`'s. A program that does not fit has XLA's word for it.
+  Memory is XLA's; products of matrices and collectives are counted in its program; FLOPs of attention's own kernels, if
+  it calls any, and what goes through memory are `guess`'s. A program that does not fit has XLA's word for it.
 
   Args:
     step: as training makes it.
@@ -33,7 +31,6 @@ def compiled(
     batch: likewise.
     devices: of the mesh, in its order.
     cluster: what they are of.
-    kernel_flops: a step's, of one device.
     guess: by formulas.
   """
   start = time.perf_counter()
@@ -59,7 +56,8 @@ def compiled(
     how='compiled',
     state=float(memory.argument_size_in_bytes),
     peak=float(memory.peak_memory_in_bytes),
-    flops=text.product_flops() + (kernel_flops if text.kernels() else 0.0),
+    products=text.product_flops(),
+    kernels=guess.kernels if text.kernels() else 0.0,
     exchanges=merged(exchanges),
     compile_seconds=took,
   )

@@ -82,7 +82,7 @@ def estimate(
   per_token = sum(part.needed + part.recomputed for name, part in parts(config, length).items() if name != SCORES)
   scores = parts(config, length)[SCORES]
   plain = 0.0 if scored == 0 and 'chunked' not in kernels.values() else scores.needed + scores.recomputed
-  flops = tokens * (per_token + plain + kernel_flops(config, length, kernels)) / tensor
+  products, of_kernels = (tokens * one / tensor for one in (per_token + plain, kernel_flops(config, length, kernels)))
   passes = 3 + (config.remat == 'full')
   through = WIDTH * (4 * wide + 2 * heads + 2 * hidden + config.mlp.hidden / tensor) * passes
   read = microbatches * 2 * WIDTH * passes * each * layers + tokens * layers * through + 7 * gradients
@@ -102,6 +102,5 @@ def estimate(
     if number > 1:
       sent = count * moved * (number - 1) / number * (2 if kind == 'all-reduce' else 1)
       found.append(Exchange(kind, number, count, sent, sent / cluster.rate(places[axis])))
-  return Figures(
-    'formulas', born, gradients, peak, cluster.chip.memory / cluster.chip.devices, flops, read, merged(found)
-  )
+  capacity = cluster.chip.memory / cluster.chip.devices
+  return Figures('formulas', born, gradients, peak, capacity, products, of_kernels, read, merged(found))

@@ -30,14 +30,20 @@ class Figures:
   """Bytes of memory when there are most."""
   capacity: float
   """Bytes of memory that there are."""
-  flops: float
-  """With all that is done twice."""
+  products: float
+  """FLOPs of products of matrices, with all that is done twice."""
+  kernels: float
+  """FLOPs of attention's own kernels."""
   read: float
   """Bytes that go through memory, at least."""
   exchanges: tuple[Exchange, ...]
   compile_seconds: float = 0.0
   refusal: str = ''
   """The compiler's, of a program that does not fit."""
+
+  @property
+  def flops(self) -> float:
+    return self.products + self.kernels
 
   @property
   def fits(self) -> bool:

@@ -42,13 +42,13 @@ def open_checkpoints(
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Writes `state` in the background; it is copied from the devices before this returns, so it may be donated."""
-  checkpoints.save(step, args=ocp.args.PyTreeSave(_flat(state)))
+  checkpoints.save(step, args=ocp.args.PyTreeSave(by_path(state)))
 
 
 def restore(workdir: str | pathlib.Path, like: Any, step: int) -> Any:
   """The state after `step`, as `like` has it: a tree of ShapeDtypeStruct with shardings."""
   folder = _folder(workdir, step)
-  saved, wanted = _saved(folder), _flat(like)
+  saved, wanted = _saved(folder), by_path(like)
   extra = next((name for name in saved if name not in wanted), None)
   if extra:
     raise UserError(f'{folder} has {extra}, which this run has not: use the config it was made with')
@@ -67,7 +67,7 @@ def restore_params(workdir: str | pathlib.Path, like: Params, step: int | None =
   saved = _saved(folder)
   kept = next((name for name in saved if name.startswith('opt_state.') and '.average.' in name), None)
   prefix = kept.split('.average.')[0] + '.average.' if kept else 'params.'
-  wanted = {prefix + name: leaf for name, leaf in _flat(like).items()}
+  wanted = {prefix + name: leaf for name, leaf in by_path(like).items()}
   return jax.tree.unflatten(jax.tree.structure(like), _read(folder, saved, wanted).values())
 
 
@@ -113,6 +113,6 @@ def _unreadable(folder: pathlib.Path, error: Exception) -> UserError:
   return UserError(f'{folder} is not a readable checkpoint ({reason}); remove it to go on from an earlier one')
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def by_path(tree: Any) -> dict[str, Any]:
   """Leaves by dotted path: on disk, a name is all that says what an array is."""
   return {keystr(path, simple=True, separator='.'): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

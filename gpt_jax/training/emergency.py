@@ -1,7 +1,5 @@
 """Copies of the state on each machine's own disk, between checkpoints: each process keeps what its devices hold."""
 
-from collections.abc import Iterator
-import json
 import os
 import pathlib
 import shutil
@@ -9,11 +7,12 @@ import uuid
 import zipfile
 
 import jax
-from jax.tree_util import keystr
 import numpy as np
 
 from gpt_jax import hosts
+from gpt_jax.training.checkpoints import by_path
 from gpt_jax.training.loop import TrainState, all_finite
+from gpt_jax.training.workdir import read_json, write_json
 from gpt_jax.types import Metrics, UserError
 
 KEPT = 2
@@ -42,10 +41,10 @@ class EmergencyCopies:
     if every < 1:
       raise UserError(f'--emergency_every={every} must be at least 1')
     name = workdir / 'run_id.json'
-    if hosts.leads() and not name.exists():
-      name.write_text(json.dumps({'id': uuid.uuid4().hex}))
+    if not name.exists():
+      write_json(name, {'id': uuid.uuid4().hex})
     hosts.meet('the run has a name')
-    self._folder = self._folder / json.loads(name.read_text())['id'] / str(jax.process_index())
+    self._folder = self._folder / read_json(name)['id'] / str(jax.process_index())
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,13 +55,13 @@ class EmergencyCopies:
     if self._folder is None or index % self._every or not all_finite(state):
       return
     parts = {
-      f'{name} {_place(shard.index, leaf.shape)}': np.asarray(shard.data)
-      for name, leaf in _named(state)
+      f'{name} {_place(shard.index, leaf.shape)}': shard.data
+      for name, leaf in by_path(state).items()
       for shard in leaf.addressable_shards
     }
     temporary = self._folder / 'unfinished'
     with temporary.open('wb') as file:
-      np.savez(file, allow_pickle=False, **parts)
+      np.savez(file, allow_pickle=False, **jax.device_get(parts))
     os.replace(temporary, self._path(index))
     for step in self._steps()[:-KEPT]:
       self._path(step).unlink()
@@ -76,15 +75,16 @@ class EmergencyCopies:
   def restore(self, like: TrainState, step: int) -> TrainState:
     """The state after `step`, as `like` has it: a tree of ShapeDtypeStruct with shardings."""
     with np.load(self._path(step), allow_pickle=False) as parts:
-      return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.make_array_from_callback(
+      arrays = [
+        jax.make_array_from_callback(
           leaf.shape,
           leaf.sharding,
           # numpy reads the types that it does not know as plain bytes
-          lambda index: parts[f'{_name(path)} {_place(index, leaf.shape)}'].view(leaf.dtype),
-        ),
-        like,
-      )
+          lambda index: parts[f'{name} {_place(index, leaf.shape)}'].view(leaf.dtype),  # noqa: B023  called at once
+        )
+        for name, leaf in by_path(like).items()
+      ]
+    return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
   def remove(self) -> None:
     """Removes the copies, which a finished run needs no more."""
@@ -102,7 +102,7 @@ class EmergencyCopies:
   def _serves(self, step: int, like: TrainState) -> bool:
     wanted = {
       f'{name} {_place(index, leaf.shape)}'
-      for name, leaf in _named(like)
+      for name, leaf in by_path(like).items()
       for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
     }
     try:
@@ -110,14 +110,6 @@ class EmergencyCopies:
         return file.testzip() is None and wanted == {name.removesuffix('.npy') for name in file.namelist()}
     except (OSError, zipfile.BadZipFile):
       return False
-
-
-def _named(tree: TrainState) -> Iterator[tuple[str, jax.Array]]:
-  return ((_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
-
-
-def _name(path: tuple) -> str:
-  return keystr(path, simple=True, separator='.')
 
 
 def _place(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> str:

@@ -4,36 +4,26 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import pathlib
-import re
 
 import jax
 from tqdm import tqdm
 
 from gpt_jax.training.loop import TrainState
-from gpt_jax.types import Metrics, UserError
+from gpt_jax.types import Metrics
 
 
 class Profile:
-  """A hook that traces the steps FIRST to LAST of FIRST:LAST into `folder`; of no text, none.
+  """A hook that traces the `steps` from the first to the last of a pair into `folder`; None: none.
 
   TensorBoard's profiler reads the folder, Perfetto the perfetto_trace.json.gz in it. What evaluations and saves fall
-  between the steps is in the trace too. The last of `num_steps` ends it, and whatever ends the run.
-
-  Raises:
-    UserError: no step that compiles nothing, none after it, or no such text.
+  between the steps is in the trace too. The last of `num_steps` ends it, and whatever ends the run. Step 1, which
+  compiles, is never traced.
   """
 
-  def __init__(self, folder: pathlib.Path, text: str, num_steps: int):
+  def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None, num_steps: int):
     self._folder, self._tracing = folder, False
-    self._first, self._last = 0, 0
-    if text:
-      numbers = re.fullmatch(r'(\d+):(\d+)', text)
-      self._first, self._last = map(int, numbers.groups()) if numbers else (0, 0)
-      if not 2 <= self._first <= self._last:
-        raise UserError(
-          f'--profile={text} is no FIRST:LAST, steps to be traced, such as 10:12; step 1 compiles, so FIRST is above it'
-        )
-    self._last = min(self._last, num_steps)
+    self._first, last = steps or (0, 0)
+    self._last = min(last, num_steps)
 
   def __call__(self, index: int, state: TrainState, metrics: Metrics) -> None:
     if index == self._first - 1:

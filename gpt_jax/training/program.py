@@ -12,7 +12,7 @@ import optax
 from gpt_jax.training.hardware import device_memory
 from gpt_jax.training.loop import Step, TrainState, init_state, make_step
 from gpt_jax.training.optimizers import make_optimizer, without_frozen
-from gpt_jax.types import Batch, LossFn, Params, UserError
+from gpt_jax.types import Batch, LossFn, Params, UserError, shapes_at
 
 
 @runtime_checkable
@@ -51,8 +51,7 @@ def program(
   shardings = placement.state(shapes)
   loss_fn = without_frozen(loss_fn, config['optimizer'])
   step = make_step(loss_fn, optimizer, seed=config['seed'], microbatches=config['microbatches'], shardings=shardings)
-  placed = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
-  return Program(optimizer, birth, placed, step)
+  return Program(optimizer, birth, shapes_at(shapes, shardings), step)
 
 
 def device_bytes(tree: Any) -> float:
@@ -62,13 +61,15 @@ def device_bytes(tree: Any) -> float:
 
 
 def check_memory(state: TrainState) -> str:
-  """What a device has to hold at least, of how much: a line to print, before anything is compiled.
+  """What a device holds all the time, of how much: a line to print, before anything is compiled.
+
+  Gradients, of what is not frozen, and activations come on top: a plan counts them.
 
   Raises:
     UserError: it is more than there is.
   """
-  needed, (there, source) = device_bytes(state) + device_bytes(state.params), device_memory()
-  said = f'{needed / 2**30:,.2f} GiB of parameters, moments and gradients, of {there / 2**30:,.1f} GiB ({source})'
+  needed, (there, source) = device_bytes(state), device_memory()
+  said = f'{needed / 2**30:,.2f} GiB of parameters and moments, of {there / 2**30:,.1f} GiB ({source})'
   if needed > there:
     raise UserError(
       f'each device would have {said}: spread them by config.mesh.fsdp or config.mesh.tensor over more devices '

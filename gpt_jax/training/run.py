@@ -44,7 +44,7 @@ def run(
   best: tuple[str, bool] = ('validation_loss', False),
   describe_batch: Callable[[int], str] = lambda index: f'number {index}, counted from 0',
   summary: Callable[[Params], dict[str, Any]] = lambda params: {},
-  profile: str = '',
+  profile: tuple[int, int] | None = None,
   emergency: tuple[str, int] = ('', 0),
 ) -> TrainState | None:
   """Trains in `workdir` until config.num_steps, from where an earlier run of the same config stopped.
@@ -60,7 +60,7 @@ def run(
   under `speed`; all else, two runs of one config have alike. A run that leaves the finite numbers leaves diverged.json.
   Utilisation is by `flops_per_token`, and where it is given, by `causal_flops_per_token` too; see hardware.utilisation.
   `describe_batch(index)` says which rows the batch after `index` steps has, for error messages.
-  `profile` is FIRST:LAST, steps that are traced into DIR/profile; '': none.
+  `profile` is the first and the last step that are traced, into DIR/profile.
   `emergency` is a folder on a disk of each machine, and how often the state is copied there; see EmergencyCopies.
   None when the run was finished before. SIGINT and SIGTERM save and end the program.
   """
@@ -145,6 +145,7 @@ def _begin(
   copies: EmergencyCopies,
 ) -> TrainState:
   """The state to start from, born, taken from elsewhere or restored, in its place."""
+  said = check_memory(made.state)
   step = hosts.agreed(latest_step(workdir) or 0)
   copied = copies.newest(made.state) if step else 0
   if copied > step:
@@ -153,8 +154,7 @@ def _begin(
   if step:
     print(f'Resuming {workdir} after step {step}.')
     return restore(workdir, made.state, step)
-  print(parameter_table(made.state.params))
-  print(check_memory(made.state))
+  print(parameter_table(made.state.params), said, sep='\n')
   if first is None:
     return jax.jit(made.birth, out_shardings=made.shardings)(jax.random.key(seed))
   params = first(made.state.params)

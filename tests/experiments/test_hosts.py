@@ -12,8 +12,7 @@ import pytest
 
 from gpt_jax.training.checkpoints import latest_step
 from tests.experiments.program import TINY, Ended, call, ended, together
-
-TEXT = 'the quick brown fox jumps over the lazy dog; '
+from tests.experiments.test_pretrain import TEXT
 
 STEPS = 60
 

@@ -100,7 +100,7 @@ def test_state_bytes_are_the_arguments_of_the_compiled_step(sizes):
 def test_times_and_bounds():
   exchanges = merged([Exchange('all-gather', 8, 2, 4e9, 0.5), Exchange('all-gather', 8, 1, 2e9, 0.25)])
   assert exchanges == (Exchange('all-gather', 8, 3, 6e9, 0.75),)
-  figures = Figures('formulas', 1.0, 0.5, 2.0, 3.0, flops=2e12, read=1e9, exchanges=exchanges)
+  figures = Figures('formulas', 1.0, 0.5, 2.0, 3.0, products=1.5e12, kernels=0.5e12, read=1e9, exchanges=exchanges)
   line = Roofline(figures.times(1e12, 1e9))
   assert dict(line.times) == {'compute': 2.0, 'memory': 1.0, 'interconnect': 0.75}
   assert (line.bound, line.overlapped, line.in_turn) == ('compute', 2.0, 2.75)

@@ -184,6 +184,8 @@ def test_training_moves_to_eight_devices_midway(text, tmp_path, capfd):
     (['--config.batch_size=9', '--config.eval_batch_size=8'], 'batch of 9 rows'),
     (['--workdir='], '--workdir is missing'),
     (['stray'], "'stray' is not a flag"),
+    *(([f'--profile={text}'], 'write FIRST:LAST, such as 10:12') for text in ('1:3', '5', '5:4', 'five:6', '3:-1')),
+    (['--emergency_every=0'], '--emergency_every=0'),
   ],
 )
 def test_bad_input_is_one_line(text, tmp_path, capfd, changes, message):

@@ -10,7 +10,7 @@ from gpt_jax.sharding import Placement, make_mesh
 from gpt_jax.training.checkpoints import latest_step, open_checkpoints, restore, restore_params, save
 from gpt_jax.training.loop import init_state
 from gpt_jax.training.optimizers import averaged, make_optimizer
-from gpt_jax.types import UserError
+from gpt_jax.types import UserError, shapes_at
 
 
 def state_of(width=16, **optimizer):
@@ -24,9 +24,7 @@ def state_of(width=16, **optimizer):
 def like(tree, placement=None):
   """Shapes, to be placed as they are or by `placement`."""
   shardings = placement.state(tree) if placement else jax.tree.map(lambda leaf: leaf.sharding, tree)
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
-  )
+  return shapes_at(tree, shardings)
 
 
 def written(workdir, state, step=3):

@@ -13,7 +13,7 @@ from gpt_jax.training.checkpoints import latest_step
 from gpt_jax.training.emergency import EmergencyCopies
 from gpt_jax.training.loop import init_state
 from gpt_jax.training.optimizers import make_optimizer
-from gpt_jax.types import UserError
+from gpt_jax.types import UserError, shapes_at
 
 
 class Broken(Exception):
@@ -101,7 +101,7 @@ def test_every_type_comes_back(tmp_path):
   state = init_state({'w': jnp.arange(6.0).reshape(2, 3).astype(jnp.bfloat16)}, make_optimizer({'ema': 0.5}, 10))
   copies = EmergencyCopies(tmp_path, str(tmp_path / 'disk'), 1)
   copies(4, state, {})
-  like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+  like = shapes_at(state, jax.tree.map(lambda leaf: leaf.sharding, state))
   assert copies.newest(like) == 4
   found = copies.restore(like, 4)
   assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, state)

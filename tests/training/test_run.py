@@ -77,16 +77,16 @@ def test_parameter_table_is_printed(tmp_path, capsys):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_compiled(tmp_path, monkeypatch, capsys):
-  """Parameters, two moments, their average and a gradient, of 4 bytes each, over eight devices by `fsdp`; 2 counts."""
-  needed = 5 * 768 * 4 / 8 + 8
+  """Parameters, two moments and their average, of 4 bytes each, over eight devices by `fsdp`; and counts."""
+  needed = 4 * 768 * 4 / 8 + 8
   fields = config(num_steps=1, mesh={'fsdp': 8})
   monkeypatch.setattr(program, 'device_memory', lambda: (needed - 1, 'a part of it'))
-  with pytest.raises(UserError, match=r'gradients, of 0.0 GiB \(a part of it\): spread them by config.mesh.fsdp'):
+  with pytest.raises(UserError, match=r'moments, of 0.0 GiB \(a part of it\): spread them by config.mesh.fsdp'):
     toy(tmp_path, fields)
   assert not (tmp_path / 'metrics.jsonl').exists()
   monkeypatch.setattr(program, 'device_memory', lambda: (needed + 12, 'all of it'))
   toy(tmp_path, fields)
-  assert 'Each device has 0.00 GiB of parameters, moments and gradients, of 0.0 GiB' in capsys.readouterr().out
+  assert 'Each device has 0.00 GiB of parameters and moments, of 0.0 GiB' in capsys.readouterr().out
 
 
 def test_killed_run_resumes_bit_for_bit(unbroken, tmp_path):
