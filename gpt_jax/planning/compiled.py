@@ -5,6 +5,7 @@ import dataclasses
 import re
 import time
 from typing import Any
+import warnings
 
 import jax
 
@@ -16,14 +17,17 @@ from gpt_jax.training.loop import Step
 
 def compile_step(step: Step, state: Any, batch: Any) -> Any:
   """The compiled step, of shapes with their shardings; call it where the mesh is set, as a run does."""
-  return step.func.lower(state, batch, **step.keywords).compile()  # type: ignore[attr-defined]
+  with warnings.catch_warnings():  # programs for devices that are not here are kept, but can not be read again
+    warnings.filterwarnings('ignore', 'Error reading persistent compilation cache')
+    return step.func.lower(state, batch, **step.keywords).compile()  # type: ignore[attr-defined]
 
 
 def compiled(step: Step, state: Any, batch: Any, devices: Sequence[Any], cluster: Topology, guess: Figures) -> Figures:
   """The figures of a step by XLA.
 
-  Memory is XLA's; products of matrices and collectives are counted in its program; FLOPs of attention's own kernels, if
-  it calls any, and what goes through memory are `guess`'s. A program that does not fit has XLA's word for it.
+  Memory is XLA's; products of matrices and collectives are counted in its program. FLOPs of attention's own kernels, if
+  it calls any, and what goes through memory are `guess`'s; products too, if a loop of the program is open. A program
+  that does not fit has XLA's word for it.
 
   Args:
     step: as training makes it.
@@ -53,10 +57,10 @@ def compiled(step: Step, state: Any, batch: Any, devices: Sequence[Any], cluster
   ]
   return dataclasses.replace(
     guess,
-    how='compiled',
+    how='compiled, FLOPs by formulas' if text.open_loops else 'compiled',
     state=float(memory.argument_size_in_bytes),
     peak=float(memory.peak_memory_in_bytes),
-    products=text.product_flops(),
+    products=guess.products if text.open_loops else text.product_flops(),
     kernels=guess.kernels if text.kernels() else 0.0,
     exchanges=merged(exchanges),
     compile_seconds=took,

@@ -1,6 +1,7 @@
 """What a compiled program does, read from its text (HLO): collectives and products of matrices, loops multiplied out.
 
-A scanned layer stands in the text once; here it counts as often as it runs. All figures are one device's.
+A scanned layer stands in the text once; here it counts as often as it runs. All figures are one device's. How often a
+loop runs that depends on numbers no text says: `open_loops` has those, and what is in them counts nothing.
 """
 
 from collections.abc import Iterator
@@ -69,6 +70,8 @@ class Program:
       ):
         self._bodies[name].append(Instruction(*found.groups()))
     self._runs: dict[str, int] = {}
+    self.open_loops: list[str] = []
+    """Such as attention in chunks has over the keys of each piece of a row."""
     self._count(entry, 1)
     # A TPU's reduce-scatter is written as a computation of its own: an all-reduce of which a part is taken.
     self._scattered = {
@@ -84,21 +87,22 @@ class Program:
     for one in self._bodies[name]:
       if one.kind == 'while':
         condition, body = (str(one.attribute(rf'{role}=%?([\w.-]+)')) for role in ('condition', 'body'))
-        self._count(body, times * self._trips(one, condition, body))
+        trips = self._trips(one, condition, body)
+        if trips is None:
+          self.open_loops.append(one.name)
+        else:
+          self._count(body, times * trips)
         continue
       called = re.findall(r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)', one.rest)
       called += re.findall(r'[\w.-]+', one.attribute(r'branch_computations=\{([^}]*)\}') or '')
       for inner in called:
         self._count(inner, times)
 
-  def _trips(self, loop: Instruction, condition: str, body: str) -> int:
-    """How often a loop runs: as XLA notes it, or by what its condition finds a counter, from 0, less than.
+  def _trips(self, loop: Instruction, condition: str, body: str) -> int | None:
+    """How often a loop runs: as XLA notes it, or by what its condition finds a counter, from 0, less than; or None.
 
     A counter goes up by 1, or by what the body plainly adds to it: loops that XLA makes of a product may take two parts
     at a time.
-
-    Raises:
-      ValueError: it says neither.
     """
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
       return int(known)
@@ -108,7 +112,7 @@ class Program:
         counter, limit = (asked[operand] for operand in one.operands)
         if limit.kind == 'constant' and (index := counter.attribute(r'index=(\d+)')):
           return -(-_constant(limit) // self._added(body, int(index)))
-    raise ValueError(f'loop {loop.name} does not say how often it runs')
+    return None
 
   def _added(self, body: str, index: int) -> int:
     """What a loop's body adds to one of its numbers."""

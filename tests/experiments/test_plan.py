@@ -172,6 +172,9 @@ def test_a_step_is_compiled_for_tpus(capfd, tmp_path):
   assert facts['figures'] == 'compiled' and facts['attention'] == 'splash' and facts['fits']
   assert 0 < facts['state_gib'] < facts['peak_gib'] + 0.01 and facts['interconnect_seconds'] > 0
   assert 'all-gather' in ended.out or 'all-reduce' in ended.out
+  long = ['--config.context=1024', '--config.model.positions=learned(1024)', '--config.model.attention_kernel=chunked']
+  chunked = call(capfd, 'plan', *flags, *long)  # how many chunks a piece of a row is compared with depends on the piece
+  assert chunked.code == 0 and 'Figures: compiled, FLOPs by formulas.' in chunked.out, chunked.err
   large = ['--config=configs/pretrain/gpt3.py:1_3b', '--topology=v5e:2x2', '--config.mesh.fsdp=4']
   ended = call(capfd, 'plan', *large, '--config.model.remat=none')
   assert ended.code == 0 and 'it DOES NOT FIT (the compiler: Ran out of memory' in ended.out
