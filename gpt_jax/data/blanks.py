@@ -62,8 +62,11 @@ class Blanks:
 
   def most(self, size: int) -> int:
     """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
-    mean = self.ratio * size / float(self.lengths @ np.arange(1, self.longest + 1))
-    return math.ceil(mean + 4 * math.sqrt(mean)) + 1
+    of = np.arange(1, self.longest + 1)
+    mean = float(self.lengths @ of)
+    variance = float(self.lengths @ (of - mean) ** 2)
+    number = self.ratio * size / mean
+    return math.ceil(number + 4 * math.sqrt(number * variance) / mean) + 1
 
   def size(self, length: int) -> int:
     """Tokens of a text whose words or sentences are blanked, so that it fits in `length` places."""
