@@ -30,7 +30,7 @@ def get_sweep():
     'source': 'Child et al. 2019, arXiv 1904.10509; Brown et al. 2020, section 2.1, whose band width is unpublished',
     'experiment': 'pretrain',
     'config': 'configs/pretrain/lab.py',
-    'points': product(seeds(5), [DENSE, NARROW, *WIDER, STRIDED, FIXED, ALTERNATING], [PROSE]),
+    'points': product(seeds(3), [DENSE, NARROW, *WIDER, STRIDED, FIXED, ALTERNATING], [PROSE]),
     'baseline': DENSE,
     'metrics': {
       loss: 'validation loss (nats per token)',
