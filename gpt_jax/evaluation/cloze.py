@@ -21,14 +21,18 @@ from gpt_jax.types import Batch, Params, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-  """How well blanks of some texts were filled, one blank a text."""
+  """How well blanks of some texts were filled, one blank a text.
+
+  But for the last number a model is told how many tokens stood in a blank: what it holds the end there for counts
+  against none of them, as it does not with a causal model, which knows no ends.
+  """
 
   loss: float
   """Nats a token of what stood there, those before it in the blank known."""
   accuracy: float
   """Of those tokens, how many are the likeliest."""
   exact_match: float
-  """Blanks that greedy decoding fills with just what stood there, given how many tokens that is."""
+  """Blanks that greedy decoding fills with just what stood there."""
   exact_match_with_end: float
   """The same, where the model says itself where a blank ends."""
   blanks: int
@@ -53,12 +57,15 @@ def _sums(model: LanguageModel, end: int | None, params: Params, batch: Batch) -
   """Nats, likeliest ones and number of tokens; blanks filled, filled with their end, and all."""
   inputs, layout, targets, weights = next_token(batch)
   result: Any = model.apply(params, inputs, layout)
-  nats, likeliest = cross_entropy(result[0], targets)[0], jnp.argmax(result[0], axis=-1) == targets
+  logits = result[0]
+  going_on = logits if end is None else logits.at[..., end].set(-jnp.inf)
+  nats, hit = cross_entropy(going_on, targets)[0], jnp.argmax(going_on, axis=-1) == targets
   counted = weights > 0
   of_text = counted & (targets != (-1 if end is None else end))
   blank = jnp.any(counted, axis=1)
-  filled = [blank & jnp.all(likeliest | ~of, axis=1) for of in (of_text, counted)]
-  numbers = [jnp.where(of_text, nats, 0), likeliest & of_text, of_text, *filled, blank]
+  filled = blank & jnp.all(hit | ~of_text, axis=1)
+  with_end = blank & jnp.all((jnp.argmax(logits, axis=-1) == targets) | ~counted, axis=1)
+  numbers = [jnp.where(of_text, nats, 0), hit & of_text, of_text, filled, with_end, blank]
   return [jnp.sum(number, dtype=jnp.float32) for number in numbers]
 
 

@@ -61,6 +61,22 @@ def test_what_greedy_decoding_writes_is_an_exact_match_and_anything_else_is_none
   assert with_end.accuracy != measured.accuracy or with_end.loss != measured.loss
 
 
+def test_told_how_long_a_blank_is_a_model_does_not_pay_for_the_end_it_thought_possible(params):
+  batch = rows([[3, 9, 4, 8, 5, 6, 7], [11, 12, 13, 14, 15, 16, 17]], [(1, 4), (2, 3)])
+  measured = filling(MODEL, params, [batch], MARKS.end)
+  tokens, layout = jax.tree.map(lambda x: jnp.asarray(x[:, :-1]), (batch['tokens'], batch['layout']))
+  logits = np.array(MODEL.apply(params, tokens, layout)[0], np.float64)
+  nats, hits = [], []
+  for row, at in zip(*np.nonzero(batch['weights'][:, 1:]), strict=True):
+    label = batch['labels'][row, at + 1]
+    if label != MARKS.end:
+      others = np.delete(logits[row, at], MARKS.end)
+      nats.append(np.log(np.exp(others).sum()) - logits[row, at, label])
+      hits.append(others.argmax() == label)
+  assert len(nats) == 4 and measured.loss == pytest.approx(np.mean(nats), abs=1e-5)
+  assert measured.accuracy == pytest.approx(np.mean(hits))
+
+
 def test_options_weigh_what_their_tokens_and_the_end_do(params):
   questions, options = [[3, 26, 5], [26, 8, 9, 10]], [[11], [12, 13], [14, 15, 16]]
   found = choice_logprobs(MODEL, params, questions, [options, options[1:]], MARKS, batch_size=2)
