@@ -93,7 +93,7 @@ def cloze(
 ) -> reading.Evaluation:
   """How well one blank in each held-out text is filled, a span of words: the same whatever is blanked in training."""
   some = 0.5 / config['context']  # of a text less than a token, so that one span is enough
-  alone = dataclasses.replace(how, word=1.0, sentence=0.0, document=0.0, ratio=some, windows=1)
+  alone = dataclasses.replace(how, word=1.0, sentence=0.0, document=0.0, ratio=some, least_ratio=None, windows=1)
   rows, end = blanked(config, tokenizer, alone, 'validation'), marks(tokenizer).end
 
   def evaluation(params: Params) -> dict[str, float]:

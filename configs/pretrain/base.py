@@ -55,6 +55,7 @@ def get_config() -> ConfigDict:
       'sentence': 0.0,
       'document': 0.0,
       'ratio': 0.15,  # of a text's tokens that are blanked by words or sentences
+      'least_ratio': placeholder(float),  # if given, the ratio of a text is uniform from this to `ratio`
       'mean_length': 3.0,  # tokens of a span of words
       'longest': 39,
       'least_document': 0.5,  # the least part of a text that its blanked rest is

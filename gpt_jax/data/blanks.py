@@ -24,6 +24,8 @@ class Blanks:
   document: float = 0.2
   ratio: float = 0.15
   """Of the tokens of a text: words and sentences are drawn until so many are blanked."""
+  least_ratio: float | None = None
+  """If given, each text has a ratio of its own, uniform from this to `ratio`: few blanks are met, and many."""
   mean_length: float = 3.0
   """Of the Poisson distribution that the lengths of spans of words are drawn from, from 1 to `longest` tokens."""
   longest: int = 39
@@ -45,6 +47,8 @@ class Blanks:
     for name, (fits, what) in needed.items():
       if not fits(getattr(self, name)):
         raise UserError(f'config.infilling.{name} = {getattr(self, name)} must be {what}')
+    if self.least_ratio is not None and not 0 <= self.least_ratio <= self.ratio:
+      raise UserError(f'config.infilling.least_ratio = {self.least_ratio} must be from 0 to ratio, {self.ratio}')
     if not any(getattr(self, kind) for kind in KINDS):
       raise UserError(f'config.infilling: one of {", ".join(KINDS)} must be above 0')
 
@@ -59,6 +63,11 @@ class Blanks:
   def draw_lengths(self, draws: Float[np.ndarray, '*W']) -> Int[np.ndarray, '*W']:
     """Lengths of spans of words, of draws from 0 to 1."""
     return 1 + np.searchsorted(np.cumsum(self.lengths)[:-1], draws, 'right')
+
+  def enough(self, draws: Float[np.ndarray, 'W'], size: int) -> Float[np.ndarray, 'W 1']:
+    """Tokens of texts of `size` that are blanked at least, of draws from 0 to 1."""
+    least = self.ratio if self.least_ratio is None else self.least_ratio
+    return (least + (self.ratio - least) * draws)[:, None] * size
 
   def most(self, size: int) -> int:
     """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
@@ -76,13 +85,16 @@ class Blanks:
 def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[np.ndarray, 'W N']:
   """Blanks of spans of words in texts of `size` tokens, at least one token between two; draws are from 0 to 1.
 
-  Lengths are drawn until `ratio` is reached; where spans lie is uniform over all ways to place them.
+  Lengths are drawn until `how.enough`, of the first draw, is reached, one at least; where spans lie is uniform over all
+  ways to place them.
   """
   most = how.most(size)
-  lengths, mixed, slots = np.split(draws, [most, 2 * most], axis=1)
+  lengths, mixed, slots = np.split(draws[:, 1:], [most, 2 * most], axis=1)
   lengths = how.draw_lengths(lengths)
   ends = np.cumsum(lengths, axis=1)
-  drawn = (ends - lengths < how.ratio * size) & (ends + np.arange(most) <= size)
+  missing = ends - lengths < how.enough(draws[:, 0], size)
+  missing[:, 0] = True
+  drawn = missing & (ends + np.arange(most) <= size)
   # The last of those that were drawn until there were enough are longer than others: they must not stand last.
   lengths = np.take_along_axis(lengths * drawn, np.argsort(np.where(drawn, mixed, 2), axis=1), axis=1)
   number = drawn.sum(axis=1)
@@ -100,9 +112,9 @@ def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[n
 
 
 def draw_sentences(
-  how: Blanks, draws: Float[np.ndarray, 'W N'], ending: Bool[np.ndarray, 'W N']
+  how: Blanks, draws: Float[np.ndarray, 'W K'], ending: Bool[np.ndarray, 'W N']
 ) -> Int[np.ndarray, 'W N']:
-  """Blanks of whole sentences, drawn until `ratio` is reached; a text without one has no blank.
+  """Blanks of whole sentences, drawn until `how.enough`, of the first draw, is reached; a text without one has no blank.
 
   `ending` says where a sentence ends; of several such tokens in a row, in the last.
   """
@@ -114,9 +126,11 @@ def draw_sentences(
   np.add.at(lengths, (row, sentence), 1)
   number = np.arange(size)
   whole = (number > 0) & (number < ending.sum(axis=1)[:, None])
-  order = np.argsort(np.where(whole, draws, 2), axis=1)
+  order = np.argsort(np.where(whole, draws[:, 1:], 2), axis=1)
   in_order = np.where(whole, lengths, 0)[row, order]
-  taken = (np.cumsum(in_order, axis=1) - in_order < how.ratio * size) & (in_order > 0) & (number < how.most(size))
+  missing = np.cumsum(in_order, axis=1) - in_order < how.enough(draws[:, 0], size)
+  missing[:, 0] = True
+  taken = missing & (in_order > 0) & (number < how.most(size))
   chosen = np.zeros((rows, size), bool)
   chosen[row, order] = taken
   return np.where(chosen, np.cumsum(chosen, axis=1), 0)[row, sentence]

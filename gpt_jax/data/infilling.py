@@ -151,7 +151,7 @@ class Blanked:
   def batch(self, indices: Integer[np.ndarray, 'B'], step: int = 0) -> Batch:
     """tokens, labels and weights [B, context + 1] and their layout; an index of -1 gives a row of padding."""
     how, text = self.how, self.rows.batch(indices)['tokens']
-    each = self._size + 1 + 3 * how.most(self._size)  # of a window, the most that `_windows` and `_rest` take
+    each = self._size + 2 + 3 * how.most(self._size)  # of a window, the most that `_windows` and `_rest` take
     numbers = 1 + how.windows * (each + 1)
     seeds = (np.random.default_rng((*np.atleast_1d(self._seed), step, index + 1)) for index in indices)
     draws = np.stack([generator.random(numbers) for generator in seeds])
@@ -178,7 +178,7 @@ class Blanked:
     turns, draws = draws[:, 1 : 1 + most], draws[:, 1 + most :]
     blanks, masks = draw_words(how, draws, size), np.full(len(tokens), self.marks.word)
     if how.sentence:
-      sentences = draw_sentences(how, draws[:, :size], self.ends[tokens])
+      sentences = draw_sentences(how, draws[:, : size + 1], self.ends[tokens])
       found = np.repeat(kinds == 1, number) & sentences.any(axis=1)
       blanks, masks = np.where(found[:, None], sentences, blanks), np.where(found, self.marks.sentence, masks)
     counts = np.where(np.repeat(counts, number) > 0, size, 0)

@@ -82,9 +82,9 @@ def test_rows_equal_brute_force_over_random_documents():
     size = int(generator.integers(20, 60))
     tokens = generator.integers(1, 90, size)
     if number % 2:
-      blanks = draw_words(how, generator.random((1, 2 * how.most(size) + size + 1)), size)[0]
+      blanks = draw_words(how, generator.random((1, 2 * how.most(size) + size + 2)), size)[0]
     else:
-      blanks = draw_sentences(how, generator.random((1, size)), generator.random((1, size)) < 0.2)[0]
+      blanks = draw_sentences(how, generator.random((1, size + 1)), generator.random((1, size)) < 0.2)[0]
     turns = generator.random(how.most(size))
     length = size + 2 * how.most(size)
     row, layout = one(tokens, blanks, turns, mask=int(generator.choice([90, 91, 92])), length=length)
@@ -103,7 +103,7 @@ def test_rows_equal_brute_force_over_random_documents():
 def test_spans_of_words_are_drawn_as_stated():
   """A million spans: lengths Poisson from 1 to 39, 15% of a text and little more, places uniform, none side by side."""
   how, size, texts = Blanks(), 256, 80_000
-  draws = np.random.default_rng(1).random((texts, 2 * how.most(size) + size + 1))
+  draws = np.random.default_rng(1).random((texts, 2 * how.most(size) + size + 2))
   blanks = draw_words(how, draws, size)
   first = (blanks > 0) & (np.pad(blanks, ((0, 0), (1, 0)))[:, :-1] != blanks)
   row, _ = np.nonzero(blanks)
@@ -134,9 +134,27 @@ def test_spans_of_words_are_drawn_as_stated():
   assert abs(last[0] - last[1]) < 0.05
 
 
+def test_each_text_may_have_a_ratio_of_its_own():
+  """Uniform, by one sort of blank as by the other; one blank at least."""
+  size, texts = 400, 4000
+  for least, ratio in ((0.0, 0.4), (0.2, 0.3), (0.1, 0.1)):
+    how = Blanks(ratio=ratio, least_ratio=least)
+    generator = np.random.default_rng(4)
+    draws = generator.random((texts, 2 * how.most(size) + size + 2))
+    ends = np.broadcast_to(np.arange(size) % 4 == 3, (texts, size))
+    for blanks, beyond in ((draw_words(how, draws, size), 4), (draw_sentences(how, draws[:, : size + 1], ends), 4)):
+      share = (blanks > 0).mean(axis=1)
+      assert share.min() > 0 and share.min() >= least and share.max() < ratio + 39 / size
+      np.testing.assert_allclose(
+        np.quantile(share, [0.25, 0.5, 0.75]),
+        np.quantile(least + (ratio - least) * draws[:, 0], [0.25, 0.5, 0.75]) + beyond / 2 / size,
+        atol=0.006,
+      )
+
+
 def test_all_ways_to_place_two_spans_are_alike():
   how, size = Blanks(ratio=0.3, mean_length=2.0, longest=2), 6
-  blanks = draw_words(how, np.random.default_rng(2).random((60_000, 2 * how.most(size) + size + 1)), size)
+  blanks = draw_words(how, np.random.default_rng(2).random((60_000, 2 * how.most(size) + size + 2)), size)
   found = {}
   for row, count in zip(*np.unique(blanks, axis=0, return_counts=True), strict=True):
     lengths = tuple(int((row == n).sum()) for n in range(1, row.max() + 1))
@@ -154,13 +172,13 @@ def test_whole_sentences_are_blanked_until_there_are_enough():
   sentences = {frozenset((3, 4, 5)), frozenset((6, 7)), frozenset((8, 9, 10))}  # not the first nor the last
   generator, seen = np.random.default_rng(3), set()
   for _ in range(200):
-    blanks = draw_sentences(Blanks(ratio=0.25), generator.random((1, 12)), ends)[0]
+    blanks = draw_sentences(Blanks(ratio=0.25), generator.random((1, 13)), ends)[0]
     spans = [frozenset(np.nonzero(blanks == n)[0].tolist()) for n in range(1, blanks.max() + 1)]
     assert set(spans) <= sentences and sum(map(len, spans)) >= 3
     assert sum(map(len, spans)) - max(map(len, spans)) < 3  # none too many
     seen.add(tuple(spans))
   assert len(seen) >= 4
-  assert not draw_sentences(Blanks(), generator.random((1, 12)), ends & (np.arange(12) < 3)).any()
+  assert not draw_sentences(Blanks(), generator.random((1, 13)), ends & (np.arange(12) < 3)).any()
 
 
 def stream(size=4000, seed=0):
@@ -227,7 +245,7 @@ def test_every_kind_of_row_restores_its_text(windows):
 
 def test_windows_side_by_side_predict_the_same():
   how = Blanks(sentence=0.0, document=0.0)
-  draws = np.random.default_rng(0).random((4, 2 * how.most(26) + 27))
+  draws = np.random.default_rng(0).random((4, 2 * how.most(26) + 28))
   tokens = np.random.default_rng(1).integers(1, 80, (4, 26))
   turns = np.random.default_rng(2).random((4, how.most(26)))
   for length in (how.most(26) * 2 + 26, 26 + 2 * int(draw_words(how, draws, 26).max())):  # the second has no room left
