@@ -14,13 +14,15 @@ PRE, POST, DEEPNET, GLM = (
     ('post(alpha=glm)', 'xavier(gain=glm)'),
   )
 )
-DEPTHS, RATES = [4, 12, 24], [1e-3, 3e-3, 1e-2]
+DEPTHS, RATES = [4, 12, 24], [3e-4, 1e-3, 3e-3, 1e-2]
 SHAPE = {
   'model.model_dim': 64,
   'model.mlp': 'swiglu(172)',
   'model.stacked': True,
-  'num_steps': 120,
-  'optimizer.warmup_steps': 0,
+  'num_steps': 400,
+  'batch_size': 4,
+  'context': 64,
+  'optimizer.warmup_steps': 40,
   'eval_rows': 64,
 }
 

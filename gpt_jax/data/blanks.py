@@ -114,7 +114,7 @@ def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[n
 def draw_sentences(
   how: Blanks, draws: Float[np.ndarray, 'W K'], ending: Bool[np.ndarray, 'W N']
 ) -> Int[np.ndarray, 'W N']:
-  """Blanks of whole sentences, drawn until `how.enough`, of the first draw, is reached; a text without one has no blank.
+  """Blanks of whole sentences, until `how.enough`, of the first draw, is reached; a text without one has no blank.
 
   `ending` says where a sentence ends; of several such tokens in a row, in the last.
   """

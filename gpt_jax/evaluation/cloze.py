@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
+from scipy import stats
 
+from gpt_jax import hosts
 from gpt_jax.data.marks import Marks
 from gpt_jax.decoding.infilling import opened
 from gpt_jax.decoding.steps import Placed, padded
@@ -23,50 +25,78 @@ from gpt_jax.types import Batch, Params, UserError
 class Filling:
   """How well blanks of some texts were filled, one blank a text.
 
-  But for the last number a model is told how many tokens stood in a blank: what it holds the end there for counts
-  against none of them, as it does not with a causal model, which knows no ends.
+  But for the last number a model that ends its blanks is told how many tokens stood there, as one that reads the left
+  alone is: it does not pay for the lengths of spans, which nobody can know.
   """
 
   loss: float
-  """Nats a token of what stood there, those before it in the blank known."""
+  """Nats a token of what stood there, given how many tokens that is: -log p(x | n) by Bayes' rule.
+
+  That is -log p(x, end) + log p(n) of a model that ends its blanks. Lengths are drawn without regard to the text, so
+  the mean of -log p(n) can not be less than their entropy, which is taken off for it: the loss is this or lower.
+  """
   accuracy: float
-  """Of those tokens, how many are the likeliest."""
+  """Of those tokens, how many are the likeliest but for the end."""
   exact_match: float
-  """Blanks that greedy decoding fills with just what stood there."""
+  """Blanks that greedy decoding fills with just what stood there, the last token by p(token, end)."""
   exact_match_with_end: float
-  """The same, where the model says itself where a blank ends."""
+  """Blanks that it fills so where the model says itself where they end."""
   blanks: int
 
 
-def filling(model: LanguageModel, params: Params, batches: Iterable[Batch], end: int | None = None) -> Filling:
+def filling(
+  model: LanguageModel, params: Params, batches: Iterable[Batch], end: int | None = None, tried: int = 1
+) -> Filling:
   """Of batches whose weights are 1 at what stood in a blank and, where labels are `end`, behind it.
 
-  Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it.
+  Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it. So many of
+  the likeliest last tokens are tried with the end behind them; 1: the end is not looked at.
   """
-  sums = np.zeros(6)
+  sums, lengths = np.zeros(5), []
   for batch in batches:
-    sums += np.array(jax.device_get(_sums(model, end, params, batch)), float)
-  nats, hits, tokens, exact, ended, blanks = sums.tolist()
-  if not tokens:
+    found, counts = hosts.fetched(_sums(model, end, tried, params, batch))
+    sums += np.array(found, float)
+    lengths += counts[counts > 0].tolist()
+  if not lengths:
     raise UserError('no text has a blank')
-  return Filling(nats / tokens, hits / tokens, exact / blanks, ended / blanks, int(blanks))
+  nats, hits, exact, ended, tokens = sums.tolist()
+  if end is not None:
+    nats -= len(lengths) * stats.entropy(np.bincount(lengths))
+  return Filling(nats / tokens, hits / tokens, exact / len(lengths), ended / len(lengths), len(lengths))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sums(model: LanguageModel, end: int | None, params: Params, batch: Batch) -> list[Float[Array, '']]:
-  """Nats, likeliest ones and number of tokens; blanks filled, filled with their end, and all."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sums(
+  model: LanguageModel, end: int | None, tried: int, params: Params, batch: Batch
+) -> tuple[list[Float[Array, '']], Int[Array, 'B']]:
+  """Nats, those of ends too, likeliest tokens, blanks filled, and filled with their end, tokens; those of each text."""
   inputs, layout, targets, weights = next_token(batch)
   result: Any = model.apply(params, inputs, layout)
   logits = result[0]
   going_on = logits if end is None else logits.at[..., end].set(-jnp.inf)
-  nats, hit = cross_entropy(going_on, targets)[0], jnp.argmax(going_on, axis=-1) == targets
+  nats, hit = cross_entropy(logits, targets)[0], jnp.argmax(going_on, axis=-1) == targets
   counted = weights > 0
   of_text = counted & (targets != (-1 if end is None else end))
   blank = jnp.any(counted, axis=1)
-  filled = blank & jnp.all(hit | ~of_text, axis=1)
+  chosen = hit
+  if end is not None and tried > 1:
+    last = counted & (targets == end)  # where the end is predicted: behind the last token, which is read there
+    before = jnp.pad(last, ((0, 0), (0, 1)))[:, 1:]
+    place = jnp.argmax(before, axis=1)[:, None, None]
+    of_last = jnp.take_along_axis(jax.nn.log_softmax(going_on), place, axis=1)[:, 0]
+    likely, candidates = jax.lax.top_k(of_last, tried)
+
+    def ending(candidate: Int[Array, 'B']) -> Float[Array, 'B']:
+      result: Any = model.apply(params, jnp.where(last, candidate[:, None], inputs), layout)
+      return jnp.sum(jax.nn.log_softmax(result[0])[..., end], axis=1, where=last)
+
+    best = jnp.argmax(likely + jax.lax.map(ending, candidates.T).T, axis=1)
+    best = jnp.take_along_axis(candidates, best[:, None], axis=1)
+    chosen = jnp.where(before, best == targets, hit)
+  filled = blank & jnp.all(chosen | ~of_text, axis=1)
   with_end = blank & jnp.all((jnp.argmax(logits, axis=-1) == targets) | ~counted, axis=1)
-  numbers = [jnp.where(of_text, nats, 0), hit & of_text, of_text, filled, with_end, blank]
-  return [jnp.sum(number, dtype=jnp.float32) for number in numbers]
+  numbers = [jnp.where(counted, nats, 0), hit & of_text, filled, with_end, of_text]
+  return [jnp.sum(number, dtype=jnp.float32) for number in numbers], jnp.sum(of_text, axis=1)
 
 
 def choice_logprobs(

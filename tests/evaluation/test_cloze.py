@@ -62,19 +62,49 @@ def test_what_greedy_decoding_writes_is_an_exact_match_and_anything_else_is_none
 
 
 def test_told_how_long_a_blank_is_a_model_does_not_pay_for_the_end_it_thought_possible(params):
-  batch = rows([[3, 9, 4, 8, 5, 6, 7], [11, 12, 13, 14, 15, 16, 17]], [(1, 4), (2, 3)])
+  texts = [[3, 9, 4, 8, 5, 6, 7], [11, 12, 13, 14, 15, 16, 17], [1, 2, 3, 4, 5, 6, 7]]
+  batch = rows(texts, [(1, 4), (2, 3), (4, 5)])
   measured = filling(MODEL, params, [batch], MARKS.end)
   tokens, layout = jax.tree.map(lambda x: jnp.asarray(x[:, :-1]), (batch['tokens'], batch['layout']))
   logits = np.array(MODEL.apply(params, tokens, layout)[0], np.float64)
-  nats, hits = [], []
+  # Spans of 3, 1 and 1 tokens: -log p(3) and -log p(1) are log 3 and log 3/2 by how often they are.
+  nats, hits = [-np.log(3), -np.log(1.5), -np.log(1.5)], []
   for row, at in zip(*np.nonzero(batch['weights'][:, 1:]), strict=True):
     label = batch['labels'][row, at + 1]
+    nats.append(np.log(np.exp(logits[row, at]).sum()) - logits[row, at, label])
     if label != MARKS.end:
-      others = np.delete(logits[row, at], MARKS.end)
-      nats.append(np.log(np.exp(others).sum()) - logits[row, at, label])
-      hits.append(others.argmax() == label)
-  assert len(nats) == 4 and measured.loss == pytest.approx(np.mean(nats), abs=1e-5)
+      hits.append(np.delete(logits[row, at], MARKS.end).argmax() == label)
+  assert len(hits) == 5 and measured.loss == pytest.approx(np.sum(nats) / 5, abs=1e-5)
   assert measured.accuracy == pytest.approx(np.mean(hits))
+
+
+def test_a_last_token_is_chosen_with_the_end_behind_it(params):
+  """Against every token, tried one by one: in single blanks, and in those whose first token is the likeliest."""
+  generator, differ = np.random.default_rng(0), 0
+  others = [token for token in range(31) if token != MARKS.end]
+  apply = jax.jit(lambda tokens, layout: jax.nn.log_softmax(MODEL.apply(params, tokens, layout)[0]))
+  for _ in range(12):
+    text, first = generator.integers(0, 26, 7), int(generator.integers(1, 4))
+
+    def filled_with(spans, text=text, first=first):
+      texts = [[*text[:first], *span, *text[first:]] for span in spans]
+      return rows(texts, [(first, first + len(span)) for span in spans])
+
+    head = []
+    for length in (1, 2):
+      batch = filled_with([[*head, token] for token in others])
+      logprobs = np.array(apply(*jax.tree.map(lambda x: jnp.asarray(x[:, :-1]), (batch['tokens'], batch['layout']))))
+      at = np.flatnonzero(batch['weights'][0]) - 1
+      alone = logprobs[0, at[-2], others]
+      likeliest, best = others[alone.argmax()], others[(alone + logprobs[:, at[-1], MARKS.end]).argmax()]
+      assert len(at) == length + 1
+      for last in {likeliest, best}:
+        batch = filled_with([[*head, last]])
+        assert filling(MODEL, params, [batch], MARKS.end, tried=30).exact_match == (last == best)
+        assert filling(MODEL, params, [batch], MARKS.end).exact_match == (last == likeliest)
+      differ += likeliest != best
+      head = [likeliest]
+  assert 3 < differ < 21, 'the end changes which token is best, now and then'
 
 
 def test_options_weigh_what_their_tokens_and_the_end_do(params):
