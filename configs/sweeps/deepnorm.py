@@ -14,11 +14,12 @@ PRE, POST, DEEPNET, GLM = (
     ('post(alpha=glm)', 'xavier(gain=glm)'),
   )
 )
-DEPTHS, RATES = [4, 12, 24], [3e-4, 1e-3, 3e-3, 1e-2]
+DEPTHS, RATES = [4, 12, 24], [1e-3, 3e-3, 1e-2]
 SHAPE = {
   'model.model_dim': 64,
   'model.mlp': 'swiglu(172)',
   'model.stacked': True,
+  'model.tie_embeddings': False,  # the sum behind a norm begins as the token itself: tied, that is what it predicts
   'num_steps': 400,
   'batch_size': 4,
   'context': 64,
