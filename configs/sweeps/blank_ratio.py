@@ -25,7 +25,7 @@ def get_sweep():
     'source': 'Du et al. 2022, arXiv 2103.10360, section 2.1',
     'experiment': 'pretrain',
     'config': 'configs/pretrain/lab.py',
-    'points': product(seeds(5), param('infilling.ratio', RATIOS), [GLM]),
+    'points': product(seeds(3), param('infilling.ratio', RATIOS), [GLM]),
     'baseline': ratio(0.15),
     'metrics': {
       loss: 'loss of single blanks of held-out text (nats per token)',

@@ -1,5 +1,7 @@
 """Dense, banded, strided, fixed and alternating attention at equal tokens; bands of 32 to 512.
 
+What time they take stands in bench/attention.py: points of a sweep share their machine.
+
 Command   python -m experiments.sweep --sweep=configs/sweeps/patterns.py --workdir=runs/patterns --jobs=2
 """
 
@@ -32,10 +34,7 @@ def get_sweep():
     'config': 'configs/pretrain/lab.py',
     'points': product(seeds(3), [DENSE, NARROW, *WIDER, STRIDED, FIXED, ALTERNATING], [PROSE]),
     'baseline': DENSE,
-    'metrics': {
-      loss: 'validation loss (nats per token)',
-      'speed.tokens_per_second': 'training speed (tokens per second)',
-    },
+    'metrics': {loss: 'validation loss (nats per token)'},
     'x': 'training_flops',
     'x_label': 'training compute (FLOPs)',
     'expect': [

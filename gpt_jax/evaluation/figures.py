@@ -67,7 +67,11 @@ def lines(
     name = label(dict(zip(groups, setting, strict=True))) if groups else 'mean of the seeds'
     marker = MARKERS[number % len(MARKERS)]
     axes.plot(rows[x], rows['mean'], f'{marker}{"" if law else "-"}', color=f'C{number}', label=name, markersize=5)
-    axes.fill_between(rows[x], rows['low'], rows['high'], color=f'C{number}', alpha=0.2, linewidth=0)
+    if len(rows) > 1:
+      axes.fill_between(rows[x], rows['low'], rows['high'], color=f'C{number}', alpha=0.2, linewidth=0)
+    else:  # a band has no width at one place
+      reach = [rows['mean'] - rows['low'], rows['high'] - rows['mean']]
+      axes.errorbar(rows[x], rows['mean'], yerr=reach, fmt='none', color=f'C{number}', capsize=4)
   places = table[x].dropna().astype(float)
   if law is not None:
     line = np.geomspace(places.min(), places.max(), 50)
