@@ -11,7 +11,7 @@ from tests.experiments.test_pretrain import TEXT
 GLM = (
   '--config.model.attention=dense(causal | prefix)', '--config.model.positions=learned_2d(65)', '--config.context=64',
   '--config.data.tokenizer=bpe:280', '--config.infilling.word=0.6', '--config.infilling.sentence=0.1',
-  '--config.infilling.document=0.3',
+  '--config.infilling.document=0.3', '--config.infilling.least_ratio=0.0', '--config.infilling.ratio=0.3',
 )  # fmt: skip
 
 
