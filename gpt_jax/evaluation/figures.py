@@ -65,8 +65,10 @@ def lines(
   for number, (setting, runs) in enumerate(parts):
     rows = summarize(runs, [x], metric).sort_values(x).dropna(subset='mean')
     name = label(dict(zip(groups, setting, strict=True))) if groups else 'mean of the seeds'
-    marker = MARKERS[number % len(MARKERS)]
-    axes.plot(rows[x], rows['mean'], f'{marker}{"" if law else "-"}', color=f'C{number}', label=name, markersize=5)
+    style = '' if law else ('-', '--', ':')[number // 10 % 3]  # there are ten colours
+    axes.plot(
+      rows[x], rows['mean'], f'{MARKERS[number % len(MARKERS)]}{style}', color=f'C{number}', label=name, markersize=5
+    )
     if len(rows) > 1:
       axes.fill_between(rows[x], rows['low'], rows['high'], color=f'C{number}', alpha=0.2, linewidth=0)
     else:  # a band has no width at one place
