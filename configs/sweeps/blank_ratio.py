@@ -28,8 +28,8 @@ def get_sweep():
     'points': product(seeds(3), param('infilling.ratio', RATIOS), [GLM]),
     'baseline': ratio(0.15),
     'metrics': {
-      loss: 'loss of single blanks of held-out text (nats per token)',
-      'cloze_accuracy': 'of their tokens, the likeliest ones',
+      loss: 'loss of single blanks (nats per token)',
+      'cloze_accuracy': 'tokens of single blanks that are the likeliest ones',
     },
     'x': 'infilling.ratio',
     'expect': [

@@ -84,7 +84,7 @@ def _sums(
     before = jnp.pad(last, ((0, 0), (0, 1)))[:, 1:]
     place = jnp.argmax(before, axis=1)[:, None, None]
     of_last = jnp.take_along_axis(jax.nn.log_softmax(going_on), place, axis=1)[:, 0]
-    likely, candidates = jax.lax.top_k(of_last, tried)
+    likely, candidates = jax.lax.top_k(of_last, min(tried, of_last.shape[-1]))
 
     def ending(candidate: Int[Array, 'B']) -> Float[Array, 'B']:
       result: Any = model.apply(params, jnp.where(last, candidate[:, None], inputs), layout)
