@@ -98,7 +98,8 @@ def cloze(
 
   def evaluation(params: Params) -> dict[str, float]:
     found = filling(model, params, reading.placed(rows, config['eval_batch_size'], placement), end)
-    return {'loss': found.loss, 'accuracy': found.accuracy, 'exact_match_with_end': found.exact_match_with_end}
+    names = ('loss', 'loss_given_length', 'accuracy', 'exact_match_with_end')
+    return {name: getattr(found, name) for name in names}
 
   return evaluation
 

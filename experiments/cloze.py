@@ -96,11 +96,7 @@ def filled(model: language.Trained, spans: Sequence[Span]) -> Filling:
   """How well a model fills the blanks."""
   make = _before_and_inside if model.marks is None else _with_blanks
   batches = (make(model, spans[first : first + BATCH_SIZE.value]) for first in range(0, len(spans), BATCH_SIZE.value))
-  return filling(model.model, model.params, batches, None if model.marks is None else model.marks.end, LAST_TOKENS)
-
-
-LAST_TOKENS = 8
-"""Of the likeliest ones, so many are tried with the end of a blank behind them."""
+  return filling(model.model, model.params, batches, None if model.marks is None else model.marks.end)
 
 
 def _with_blanks(model: language.Trained, spans: Sequence[Span]) -> Batch:

@@ -29,6 +29,7 @@ def get_sweep():
     'baseline': ratio(0.15),
     'metrics': {
       loss: 'loss of single blanks (nats per token)',
+      'cloze_loss_given_length': 'loss, told their length (nats per token)',
       'cloze_accuracy': 'tokens of single blanks that are the likeliest ones',
     },
     'x': 'infilling.ratio',

@@ -65,9 +65,9 @@ class Blanks:
     return 1 + np.searchsorted(np.cumsum(self.lengths)[:-1], draws, 'right')
 
   def enough(self, draws: Float[np.ndarray, 'W'], size: int) -> Float[np.ndarray, 'W 1']:
-    """Tokens of texts of `size` that are blanked at least, of draws from 0 to 1."""
+    """Tokens of texts of `size` that are blanked at least, one or more, of draws from 0 to 1."""
     least = self.ratio if self.least_ratio is None else self.least_ratio
-    return (least + (self.ratio - least) * draws)[:, None] * size
+    return np.maximum((least + (self.ratio - least) * draws)[:, None] * size, 1)
 
   def most(self, size: int) -> int:
     """Blanks of `size` tokens for which there is room: hardly ever are more drawn."""
@@ -85,16 +85,14 @@ class Blanks:
 def draw_words(how: Blanks, draws: Float[np.ndarray, 'W K'], size: int) -> Int[np.ndarray, 'W N']:
   """Blanks of spans of words in texts of `size` tokens, at least one token between two; draws are from 0 to 1.
 
-  Lengths are drawn until `how.enough`, of the first draw, is reached, one at least; where spans lie is uniform over all
-  ways to place them.
+  Lengths are drawn until `how.enough`, of the first draw, is reached; where spans lie is uniform over all ways to
+  place them.
   """
   most = how.most(size)
   lengths, mixed, slots = np.split(draws[:, 1:], [most, 2 * most], axis=1)
   lengths = how.draw_lengths(lengths)
   ends = np.cumsum(lengths, axis=1)
-  missing = ends - lengths < how.enough(draws[:, 0], size)
-  missing[:, 0] = True
-  drawn = missing & (ends + np.arange(most) <= size)
+  drawn = (ends - lengths < how.enough(draws[:, 0], size)) & (ends + np.arange(most) <= size)
   # The last of those that were drawn until there were enough are longer than others: they must not stand last.
   lengths = np.take_along_axis(lengths * drawn, np.argsort(np.where(drawn, mixed, 2), axis=1), axis=1)
   number = drawn.sum(axis=1)
@@ -129,7 +127,6 @@ def draw_sentences(
   order = np.argsort(np.where(whole, draws[:, 1:], 2), axis=1)
   in_order = np.where(whole, lengths, 0)[row, order]
   missing = np.cumsum(in_order, axis=1) - in_order < how.enough(draws[:, 0], size)
-  missing[:, 0] = True
   taken = missing & (in_order > 0) & (number < how.most(size))
   chosen = np.zeros((rows, size), bool)
   chosen[row, order] = taken

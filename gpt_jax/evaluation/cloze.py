@@ -23,79 +23,61 @@ from gpt_jax.types import Batch, Params, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-  """How well blanks of some texts were filled, one blank a text.
-
-  But for the last number a model that ends its blanks is told how many tokens stood there, as one that reads the left
-  alone is: it does not pay for the lengths of spans, which nobody can know.
-  """
+  """How well blanks of some texts were filled, one blank a text."""
 
   loss: float
-  """Nats a token of what stood there, given how many tokens that is: -log p(x | n) by Bayes' rule.
+  """Nats a token of what stood there, those before it in the blank known."""
+  loss_given_length: float
+  """-log p(x, end) + log p(n) a token: by Bayes' rule -log p(x | n), of a model told that n stood there, or more.
 
-  That is -log p(x, end) + log p(n) of a model that ends its blanks. Lengths are drawn without regard to the text, so
-  the mean of -log p(n) can not be less than their entropy, which is taken off for it: the loss is this or lower.
+  Lengths are drawn without regard to the text, so the mean of -log p(n) is not less than their entropy, which is taken
+  off for it. Of a model that knows no ends it is the loss.
   """
   accuracy: float
-  """Of those tokens, how many are the likeliest but for the end."""
+  """Of those tokens, how many are the likeliest."""
   exact_match: float
-  """Blanks that greedy decoding fills with just what stood there, the last token by p(token, end)."""
+  """Blanks that greedy decoding fills with just what stood there, given how many tokens that is."""
   exact_match_with_end: float
-  """Blanks that it fills so where the model says itself where they end."""
+  """The same, where the model says itself where a blank ends."""
   blanks: int
 
 
-def filling(
-  model: LanguageModel, params: Params, batches: Iterable[Batch], end: int | None = None, tried: int = 1
-) -> Filling:
+def filling(model: LanguageModel, params: Params, batches: Iterable[Batch], end: int | None = None) -> Filling:
   """Of batches whose weights are 1 at what stood in a blank and, where labels are `end`, behind it.
 
-  Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it. So many of
-  the likeliest last tokens are tried with the end behind them; 1: the end is not looked at.
+  Greedy decoding finds a whole span just where each of its tokens is the likeliest behind those before it.
   """
-  sums, lengths = np.zeros(5), []
+  sums, lengths = np.zeros(6), []
   for batch in batches:
-    found, counts = hosts.fetched(_sums(model, end, tried, params, batch))
+    found, counts = hosts.fetched(_sums(model, end, params, batch))
     sums += np.array(found, float)
     lengths += counts[counts > 0].tolist()
   if not lengths:
     raise UserError('no text has a blank')
-  nats, hits, exact, ended, tokens = sums.tolist()
+  nats, with_ends, hits, exact, ended, tokens = sums.tolist()
+  number = len(lengths)
   if end is not None:
-    nats -= len(lengths) * stats.entropy(np.bincount(lengths))
-  return Filling(nats / tokens, hits / tokens, exact / len(lengths), ended / len(lengths), len(lengths))
+    with_ends -= number * float(stats.entropy(np.bincount(lengths)))
+  return Filling(nats / tokens, with_ends / tokens, hits / tokens, exact / number, ended / number, number)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-  model: LanguageModel, end: int | None, tried: int, params: Params, batch: Batch
+  model: LanguageModel, end: int | None, params: Params, batch: Batch
 ) -> tuple[list[Float[Array, '']], Int[Array, 'B']]:
-  """Nats, those of ends too, likeliest tokens, blanks filled, and filled with their end, tokens; those of each text."""
+  """Nats, those of ends too, likeliest tokens, blanks filled, filled with their end, tokens; those of each text."""
   inputs, layout, targets, weights = next_token(batch)
   result: Any = model.apply(params, inputs, layout)
   logits = result[0]
   going_on = logits if end is None else logits.at[..., end].set(-jnp.inf)
-  nats, hit = cross_entropy(logits, targets)[0], jnp.argmax(going_on, axis=-1) == targets
+  nats, likeliest = cross_entropy(logits, targets)[0], jnp.argmax(logits, axis=-1) == targets
   counted = weights > 0
   of_text = counted & (targets != (-1 if end is None else end))
   blank = jnp.any(counted, axis=1)
-  chosen = hit
-  if end is not None and tried > 1:
-    last = counted & (targets == end)  # where the end is predicted: behind the last token, which is read there
-    before = jnp.pad(last, ((0, 0), (0, 1)))[:, 1:]
-    place = jnp.argmax(before, axis=1)[:, None, None]
-    of_last = jnp.take_along_axis(jax.nn.log_softmax(going_on), place, axis=1)[:, 0]
-    likely, candidates = jax.lax.top_k(of_last, min(tried, of_last.shape[-1]))
-
-    def ending(candidate: Int[Array, 'B']) -> Float[Array, 'B']:
-      result: Any = model.apply(params, jnp.where(last, candidate[:, None], inputs), layout)
-      return jnp.sum(jax.nn.log_softmax(result[0])[..., end], axis=1, where=last)
-
-    best = jnp.argmax(likely + jax.lax.map(ending, candidates.T).T, axis=1)
-    best = jnp.take_along_axis(candidates, best[:, None], axis=1)
-    chosen = jnp.where(before, best == targets, hit)
-  filled = blank & jnp.all(chosen | ~of_text, axis=1)
-  with_end = blank & jnp.all((jnp.argmax(logits, axis=-1) == targets) | ~counted, axis=1)
-  numbers = [jnp.where(counted, nats, 0), hit & of_text, filled, with_end, of_text]
+  filled = blank & jnp.all((jnp.argmax(going_on, axis=-1) == targets) | ~of_text, axis=1)
+  with_end = blank & jnp.all(likeliest | ~counted, axis=1)
+  some = [jnp.where(of, nats, 0) for of in (of_text, counted)]
+  numbers = [*some, likeliest & of_text, filled, with_end, of_text]
   return [jnp.sum(number, dtype=jnp.float32) for number in numbers], jnp.sum(of_text, axis=1)
 
 

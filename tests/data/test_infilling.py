@@ -330,6 +330,7 @@ def test_marks_are_tokens_of_the_vocabulary():
     ({'word': -1.0}, 'config.infilling.word = -1.0 must be at least 0'),
     ({'word': 0, 'sentence': 0, 'document': 0}, 'config.infilling: one of word, sentence, document must be above 0'),
     ({'ratio': 0.9}, 'config.infilling.ratio = 0.9 must be above 0 and at most 0.5'),
+    ({'least_ratio': 0.2}, 'config.infilling.least_ratio = 0.2 must be from 0 to ratio, 0.15'),
     ({'windows': 0}, 'config.infilling.windows = 0 must be above 0'),
   ],
 )

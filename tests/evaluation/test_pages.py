@@ -148,3 +148,16 @@ def test_a_legend_lies_within_its_figure():
   FigureCanvasAgg(figure).draw()
   box = figure.legends[0].get_window_extent()
   assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
+def test_a_setting_at_one_place_has_its_interval_drawn():
+  """Twelve settings, each with a cost of its own and two seeds: bars from the low to the high seed, no two alike."""
+  rows = [(f'p{n}', 10.0 + n, 'finished', n + seed) for n in range(12) for seed in (0.0, 0.5)]
+  table = pd.DataFrame(rows, columns=['model.part', 'cost', 'status', LOSS])
+  (axes,) = figures.lines(table, ['model.part'], 'cost', 'cost', LOSS, 'loss').axes
+  assert len(axes.containers) == 12
+  for number, bar in enumerate(axes.containers):
+    ((x, low), (_, high)) = bar.lines[2][0].get_segments()[0]
+    assert x == 10 + number and number <= low < high <= number + 0.5
+  drawn = [(line.get_color(), line.get_linestyle()) for line in axes.lines if line.get_label().startswith('part')]
+  assert len(set(drawn)) == len(drawn) == 12
