@@ -44,6 +44,7 @@ MATRICES = (
   (r'attention/(query|key|value)/kernel$', MuonDimensionNumbers(-3, (-2, -1))),
   (r'attention/out/kernel$', MuonDimensionNumbers((-3, -2), -1)),
   (r'mlp/(gate|up|down)/kernel$', MuonDimensionNumbers(-2, -1)),
+  (r'residual_kernel$', MuonDimensionNumbers(-2, -1)),
 )
 
 

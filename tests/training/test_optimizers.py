@@ -108,6 +108,17 @@ def test_muon_sees_matrices():
       np.testing.assert_allclose(np.abs(new - old), 0.1, rtol=1e-3)
 
 
+def test_muon_takes_each_of_medusas_heads_for_a_matrix():
+  heads = {'residual_kernel': jnp.zeros((3, 8, 8)), 'residual_bias': jnp.zeros((3, 8))}
+  optimizer = make_optimizer({'name': 'muon', 'learning_rate': 0.1, 'clip_norm': 0.0, 'weight_decay': 0.0}, 1)
+  gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), heads)
+  updates, _ = optimizer.update(gradient, optimizer.init(heads), heads)
+  for update in np.asarray(updates['residual_kernel']):
+    values = np.linalg.svd(update, compute_uv=False) / (0.1 * 0.2 * np.sqrt(8))
+    assert values.min() > 0.3 and values.max() < 1.3
+  np.testing.assert_allclose(np.abs(updates['residual_bias']), 0.1, rtol=1e-3)
+
+
 def test_decay_is_of_kernels_and_embeddings():
   params = stacked()
   none = trained({'weight_decay': 0.0, 'clip_norm': 0.0}, params, steps=1)
