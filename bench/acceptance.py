@@ -12,6 +12,7 @@ pieces of held-out text, and read again by the model at once:
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -29,7 +30,7 @@ from experiments.heads import load_medusa
 from gpt_jax.data.rows import tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.decoding.acceptance import Rejection, Typical
-from gpt_jax.decoding.drafts import Alone, MedusaDraft
+from gpt_jax.decoding.drafts import Alone
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.tree import chain
@@ -60,12 +61,12 @@ def main():
   parser.add_argument('--plot', default='bench/results/acceptance.png')
   options = parser.parse_args()
   trained = language.load(options.model, stacked=False)
-  heads, params, tree = load_medusa(options.medusa, trained.model.config)
+  trees = load_medusa(options.medusa, trained.model.config)
   stream = tokenize(documents(options.source, 'validation', 0.1), trained.tokenizer).tokens
   places = np.linspace(0, len(stream) - options.prompt_tokens, options.prompts).astype(int)
   prompts = [np.asarray(stream[place : place + options.prompt_tokens]) for place in places]
   drawn = Sampling(options.temperature)
-  trees, chains = MedusaDraft(params, heads, tree), MedusaDraft(params, heads, chain(heads.num_heads))
+  chains = dataclasses.replace(trees, tree=chain(trees.heads.num_heads))
   ways = {
     'plain': (drawn, Alone(), Rejection()),
     'greedy': (Sampling(0), trees, Rejection()),

@@ -20,6 +20,7 @@ theorem 3.8; it takes reading g + 1 tokens to cost what reading one does).
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -203,7 +204,7 @@ def drafts_of(write, options):
   import jax
 
   from experiments.heads import load_medusa
-  from gpt_jax.decoding.drafts import MedusaDraft, PromptLookup, first_layers
+  from gpt_jax.decoding.drafts import PromptLookup, first_layers
   from gpt_jax.decoding.tree import Tree
 
   model, params = write.trained.model, write.trained.params
@@ -211,10 +212,10 @@ def drafts_of(write, options):
   fewer = first_layers(model, params, model.config.num_layers // 5, 3)
   found = {'lookup': (PromptLookup(7), 0.0), 'own layers': (fewer, size(fewer.params) / size(params))}
   if options.medusa:
-    heads, heads_params, tree = load_medusa(options.medusa, model.config)
-    best = Tree(tree.parents[: options.nodes], tree.choices[: options.nodes])  # nodes stand in the order of their worth
-    cost = size(heads_params) / size(params) / best.max_depth
-    found['medusa'] = (MedusaDraft(heads_params, heads, best), cost)
+    draft = load_medusa(options.medusa, model.config)
+    parents, choices = (numbers[: options.nodes] for numbers in (draft.tree.parents, draft.tree.choices))
+    draft = dataclasses.replace(draft, tree=Tree(parents, choices))  # nodes stand in the order of their worth
+    found['medusa'] = (draft, size(draft.params) / size(params) / draft.tree.max_depth)
   return found
 
 

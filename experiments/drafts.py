@@ -1,5 +1,6 @@
 """Flags of speculation, and the drafts they name."""
 
+import dataclasses
 from typing import Any
 
 from absl import flags
@@ -9,7 +10,7 @@ from experiments.heads import load_medusa
 from gpt_jax.data.rows import tokenize
 from gpt_jax.data.sources import documents
 from gpt_jax.decoding.acceptance import Rejection, Typical
-from gpt_jax.decoding.drafts import Alone, Draft, MedusaDraft, ModelDraft, PromptLookup, count_bigrams, first_layers
+from gpt_jax.decoding.drafts import Alone, Draft, ModelDraft, PromptLookup, count_bigrams, first_layers
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.decoding.steps import unstacked
 from gpt_jax.decoding.tree import chain
@@ -54,8 +55,8 @@ def load(trained: language.Trained, sampling: Sampling) -> dict[str, Any]:
 
 def _draft(trained: language.Trained, branching: bool) -> Draft:
   if MEDUSA.value:
-    heads, params, tree = load_medusa(MEDUSA.value, trained.model.config, model_flags.place())
-    return MedusaDraft(params, heads, tree if branching else chain(heads.num_heads))
+    draft = load_medusa(MEDUSA.value, trained.model.config, model_flags.place())
+    return draft if branching else dataclasses.replace(draft, tree=chain(draft.heads.num_heads))
   if not DRAFT.value:
     return Alone()
   kind, _, rest = DRAFT.value.partition(':')

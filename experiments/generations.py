@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+from jaxtyping import Int
 import numpy as np
 from tqdm import tqdm
 
@@ -35,9 +36,23 @@ class Data:
   def context(self) -> int:
     return self.train[0].context
 
+  def frequent_tokens(self, number: int, vocab_size: int) -> Int[np.ndarray, ' number']:
+    """The tokens most often learned from, in order; of equals those of smaller number.
+
+    Counted in `ROWS_COUNTED` rows at most of each part, from all over it.
+    """
+    counts = np.zeros(vocab_size, int)
+    for part in self.train:
+      rows = part.batch(np.array(_spread(len(part), ROWS_COUNTED)))
+      counts += np.bincount(rows['tokens'][rows['weights'] > 0], minlength=vocab_size)
+    return np.sort(np.argsort(-counts, kind='stable')[:number]).astype(np.int32)
+
   def batches(self, config: Mapping[str, Any], share: Mapping[str, int]) -> mixture.Source:
     """This process's share of the batch of each step."""
     return mixture.prefetched(mixture.batches(self.train, self.weights, config['batch_size'], config['seed'], **share))
+
+
+ROWS_COUNTED = 4096
 
 
 def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, name: str) -> Data:

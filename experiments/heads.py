@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
+import numpy as np
 
 from experiments import language
-from gpt_jax.decoding.tree import Tree, from_json
+from gpt_jax.decoding.drafts import MedusaDraft
+from gpt_jax.decoding.tree import TOPK, from_json
 from gpt_jax.interop.tensors import Place
 from gpt_jax.models.heads import Medusa, RewardModel, quantized_medusa
 from gpt_jax.models.parts import from_config
@@ -25,7 +28,11 @@ def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
   """The heads that the config of a run describes, for the model they belong to."""
   if config['num_heads'] < 1:
     raise UserError(f'config.num_heads = {config["num_heads"]} must be at least 1')
-  return Medusa(dataclasses.replace(base.evaluated(), dtype=config['dtype']), config['num_heads'], config['shared'])
+  size, whole = config.get('draft_vocab_size', 0), base.vocab_size  # runs of before it was had none
+  if size and not TOPK <= size <= whole:
+    raise UserError(f'config.draft_vocab_size = {size} must be from {TOPK} to {whole}, or 0: the whole vocabulary')
+  computed = dataclasses.replace(base.evaluated(), dtype=config['dtype'])
+  return Medusa(computed, config['num_heads'], config['shared'], draft_vocab_size=size or None)
 
 
 REWARD_FILE = 'reward.json'
@@ -79,10 +86,12 @@ def heads_config(workdir: str) -> Mapping[str, Any]:
   return config
 
 
-def load_medusa(
-  workdir: str, base: TransformerConfig | None = None, place: Place | None = None
-) -> tuple[Medusa, Params, Tree]:
-  """The heads of a run, their parameters, and the tree grown from what they guess right.
+TREE_FILE = 'tree.json'
+"""In the folder of a finished run of experiments.medusa: the tree of guesses and, where not all, their vocabulary."""
+
+
+def load_medusa(workdir: str, base: TransformerConfig | None = None, place: Place | None = None) -> MedusaDraft:
+  """The heads of a run as a draft, in the tree grown from what they guess right.
 
   Their unembeddings are rounded to 8 bits: what they guess is checked, and a step waits for less memory.
 
@@ -95,8 +104,7 @@ def load_medusa(
     UserError: it is not the folder of such a run, the run is not finished, or its heads are of another model.
   """
   folder, config = pathlib.Path(workdir), heads_config(workdir)
-  if not (folder / 'tree.json').exists():
-    raise UserError(f'{workdir} has no tree.json: let the run that trains the heads end first')
+  tree, vocabulary = from_json(_tree(folder)), draft_vocabulary(workdir)
   if base is None:
     medusa = medusa_of(config, language.weights(config['base']).config)
   else:
@@ -107,4 +115,21 @@ def load_medusa(
     params: Params = {'params': restore_params(folder, {'params': {'heads': shapes['params']}})['params']['heads']}
   else:
     params = restore_params(folder, shapes)
-  return *quantized_medusa(medusa, jax.device_put(params), Int8()), from_json(read_json(folder / 'tree.json'))
+  medusa, params = quantized_medusa(medusa, jax.device_put(params), Int8())
+  return MedusaDraft(params, medusa, tree, vocabulary)
+
+
+def draft_vocabulary(workdir: str) -> Int[np.ndarray, 'G'] | None:
+  """The tokens that the heads of a run tell apart, in order; None: all.
+
+  Raises:
+    UserError: the run is not finished.
+  """
+  tokens = _tree(pathlib.Path(workdir)).get('vocabulary')
+  return None if tokens is None else np.array(tokens, np.int32)
+
+
+def _tree(folder: pathlib.Path) -> dict[str, Any]:
+  if not (folder / TREE_FILE).exists():
+    raise UserError(f'{folder} has no {TREE_FILE}: let the run that trains the heads end first')
+  return read_json(folder / TREE_FILE)

@@ -14,12 +14,13 @@ from typing import Any
 
 from absl import flags
 import jax
+from jaxtyping import Array, Float, Int
 from ml_collections import config_flags
 import numpy as np
 from tabulate import tabulate
 
 from experiments import command, generations, language, reading, runs
-from experiments.heads import heads_config, medusa_of
+from experiments.heads import TREE_FILE, draft_vocabulary, heads_config, medusa_of
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import medusa_flops
@@ -58,7 +59,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   medusa = medusa_of(config, base.model.config)
   data = generations.data(config, workdir, base, config['base'])
   runs.check_context(base.model.config, data.context)
-  loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None}
+  vocabulary = _vocabulary(config, data, base.model.config.vocab_size)
+  loss = {'decay': config['loss']['decay'], 'chunk': config['loss']['chunk'] or None, 'vocabulary': vocabulary}
   if joint['weight']:
     adapting = dataclasses.replace(base.model.config, lora=lora)
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(adapting))
@@ -81,7 +83,8 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     choices = np.diff(np.array(table), prepend=0.0, axis=1)
     tree = grow_tree(choices, config['tree']['num_nodes'])
     expected = float(tree.values(choices).sum())
-    write_json(pathlib.Path(workdir) / 'tree.json', tree.to_json())
+    known = {} if vocabulary is None else {'vocabulary': vocabulary.tolist()}
+    write_json(pathlib.Path(workdir) / TREE_FILE, {**tree.to_json(), **known})
     print(accuracies(table))
     print(f'A tree of {len(tree)} nodes, {tree.max_depth} deep: {expected:.2f} tokens a step expected')
     return {'accuracies': table, 'expected_tokens': expected}
@@ -102,7 +105,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
     **command.training(),
   )
   if state is not None:
-    print(f'Done: {workdir} has result.json and tree.json.')
+    print(f'Done: {workdir} has result.json and {TREE_FILE}.')
 
 
 def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
@@ -129,10 +132,19 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
     theirs = heads_config(config['init_from'])
     if weight or theirs['joint']['weight']:
       raise UserError('config.init_from: heads go on from heads alone, without config.joint.weight in either run')
-    for field in ('base', 'num_heads', 'shared'):
-      if config[field] != theirs[field]:
+    for field in ('base', 'num_heads', 'shared', 'draft_vocab_size'):
+      if config[field] != theirs.get(field, 0):
         raise UserError(f'config.{field} = {config[field]!r} is not the {theirs[field]!r} of config.init_from')
   return changed, part('lora', config['joint']['lora'], 'config.joint.lora')
+
+
+def _vocabulary(config: Mapping[str, Any], data: generations.Data, vocab_size: int) -> Int[np.ndarray, 'G'] | None:
+  """The tokens that heads tell apart: those of the heads that these begin as, or the most frequent; None: all."""
+  if not config['draft_vocab_size']:
+    return None
+  if config['init_from']:
+    return draft_vocabulary(config['init_from'])
+  return data.frequent_tokens(config['draft_vocab_size'], vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +177,7 @@ def _heads_alone(
   def first(like: Params) -> Params:
     if init_from:
       return restore_params(init_from, like)
-    table = unembedding_table(base.model.config, base.params)
+    table = _rows(unembedding_table(base.model.config, base.params), loss['vocabulary'])
     return jax.jit(functools.partial(medusa_params, medusa), out_shardings=_shardings(like))(table)
 
   return Learning(
@@ -183,7 +195,7 @@ def _together(
 
   def first(like: Params) -> Params:
     def begun(params: Params) -> Params:
-      table = unembedding_table(config, params)
+      table = _rows(unembedding_table(config, params), loss['vocabulary'])
       return together(adapted(params, own(jax.random.key(0))), medusa_params(medusa, table))
 
     return jax.jit(begun, out_shardings=_shardings(like))(base.params)
@@ -192,6 +204,10 @@ def _together(
     lambda key: together(own(key), _heads(medusa, key)), first, joint_loss(model, medusa, **loss),
     joint_loss(evaluated, medusa, **loss, top=TOPK), placement.batch,
   )  # fmt: skip
+
+
+def _rows(table: Float[Array, 'V D'], vocabulary: Int[np.ndarray, 'G'] | None) -> Float[Array, '_ D']:
+  return table if vocabulary is None else table[vocabulary]
 
 
 def _heads(medusa: Medusa, key: jax.Array) -> Params:

@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     'init_from': '',  # a run of such heads, which these begin as; '': as the model itself
     'num_heads': 4,
     'shared': False,  # True: all heads end in the model's own unembedding, and only W1 is learned
+    'draft_vocab_size': 0,  # tokens that heads tell apart, the most frequent of what they learn from; 0: all
     'dtype': 'float32',  # of computation, the model's and the heads'
     'num_steps': 1000,
     'batch_size': 8,  # rows of `context` tokens, or answers

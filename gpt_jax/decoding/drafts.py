@@ -275,6 +275,8 @@ class MedusaDraft:
   params: Params
   heads: Medusa = struct.field(pytree_node=False)
   tree: Tree = struct.field(pytree_node=False)
+  vocabulary: Int[Array | np.ndarray, 'G'] | None = None
+  """The tokens that the heads tell apart; None: all."""
 
   def check(self, model: LanguageModel, length: int) -> None:
     del length
@@ -301,9 +303,18 @@ class MedusaDraft:
     logits = result[:, : self.tree.max_depth]
     if sampling.greedy or not self.tree.is_chain:
       likeliest = jax.lax.top_k(logits, int(choices.max(initial=0)) + 1)[1]
-      return Proposal(likeliest[:, depths - 1, choices].astype(jnp.int32), None, state)
-    following = lambda number, text, state: (logits[:, number], state)
+      guesses = likeliest[:, depths - 1, choices]
+      return Proposal(self._tokens(guesses).astype(jnp.int32), None, state)
+    following = lambda number, text, state: (self._of_all_tokens(logits[:, number]), state)
     return _one_by_one(following, self.tree.max_depth, state, text, sampling, keys)
+
+  def _tokens(self, guesses: Int[Array, 'B M']) -> Int[Array, 'B M']:
+    return guesses if self.vocabulary is None else jnp.asarray(self.vocabulary)[guesses]
+
+  def _of_all_tokens(self, logits: Float[Array, 'B G']) -> Float[Array, 'B V']:
+    if self.vocabulary is None:
+      return logits
+    return jnp.full((len(logits), self.heads.config.vocab_size), -jnp.inf).at[:, self.vocabulary].set(logits)
 
   def follow(self, state: Any, last: Float[Array, 'B D']) -> Float[Array, 'B D']:
     del state

@@ -92,5 +92,5 @@ def medusa_flops(medusa: Medusa, length: int, joint: bool = False) -> float:
   config = medusa.config
   forward = training_flops(config, length) / 3
   hidden = 2 * forward if joint else forward - 2 * config.vocab_size * config.model_dim
-  head = 6 * config.model_dim**2 + (4 if medusa.shared else 6) * config.vocab_size * config.model_dim
+  head = 6 * config.model_dim**2 + (4 if medusa.shared else 6) * medusa.vocab_size * config.model_dim
   return hidden + medusa.num_heads * head

@@ -141,6 +141,9 @@ class Medusa(nn.Module):
 
   `shared` (ours, not the paper's): W2 is the model's unembedding for all heads, and gets no gradient: for small models
   with large vocabularies, where W2 is nearly all that a head would learn, hold and read.
+
+  `draft_vocab_size`: the heads tell so many tokens apart, which have numbers of their own here, and guess no others
+  (Zhao et al. 2025, FR-Spec, of drafts: most of what is right is frequent, and most of the table is read for the rest).
   """
 
   config: TransformerConfig
@@ -149,9 +152,15 @@ class Medusa(nn.Module):
   shared: bool = False
   quantization: Quantization | None = None
   """How W2 is stored; see `quantized_medusa`."""
+  draft_vocab_size: int | None = None
+  """None: the model's."""
+
+  @property
+  def vocab_size(self) -> int:
+    return self.draft_vocab_size or self.config.vocab_size
 
   def setup(self) -> None:
-    width, vocabulary = self.config.model_dim, self.config.vocab_size
+    width, vocabulary = self.config.model_dim, self.vocab_size
     zeros = nn.initializers.zeros
     self.kernel = self.param('residual_kernel', zeros, (self.num_heads, width, width))
     self.bias = self.param('residual_bias', zeros, (self.num_heads, width))
@@ -183,7 +192,7 @@ class Medusa(nn.Module):
 
 
 def medusa_params(medusa: Medusa, table: Float[Array, 'V D']) -> Params:
-  """The parameters that heads begin with: W1 and b zero, W2 the unembedding of the language model."""
+  """The parameters that heads begin with: W1 and b zero, W2 the unembedding of the tokens that they tell apart."""
   shapes = jax.eval_shape(medusa.init, jax.random.key(0), jnp.zeros((1, table.shape[1])))['params']
   zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if name != 'unembed_table'}
   whole = shapes['unembed_table']

@@ -5,18 +5,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from gpt_jax.objectives.likelihood import Model, cross_entropy, next_token, of_hidden, sum_over_chunks, tokens_ahead
 from gpt_jax.types import Batch, LossFn, Mean, Metrics, Params
 
 
-def medusa_loss(model: Model, *, decay: float = 0.8, chunk: int | None = None, top: int = 5) -> LossFn:
+def medusa_loss(
+  model: Model,
+  *,
+  decay: float = 0.8,
+  chunk: int | None = None,
+  top: int = 5,
+  vocabulary: Int[np.ndarray, 'G'] | None = None,
+) -> LossFn:
   """sum over k = 1 .. M of decay^k (-log p_k(token t + 1 + k)), a mean over t (Cai et al. 2024, equation 1).
 
   `model.features(hidden)` gives what each head makes of hidden states, and the M maps from that to logits. The batch
   has, besides the keys of `next_token`, the frozen model's `hidden [B, T, D]` for its inputs; weights are those of
   `tokens_ahead`. The mean is over the places where head 1 has a token to guess: later heads have a few fewer, at the
   ends of rows. Logits are of one head and `chunk` places of every row at a time (None: all).
+
+  `vocabulary`, in order, has the tokens that the heads tell apart (None: all). Other tokens are not learned from: no
+  loss counts them, neither in its sum nor in its mean. No guess is right there, though.
 
   Metrics, k from 1: head_k_loss in nats, and head_k_top_i, i from 1 to `top`: how often the token is among the i
   likeliest, of equals those of smaller number.
@@ -35,19 +46,30 @@ def medusa_loss(model: Model, *, decay: float = 0.8, chunk: int | None = None, t
     del rng
     hidden, unembeddings = model.apply(params, batch['hidden'], method='features')
     targets, weights = tokens_ahead(batch, len(unembeddings))
+    places = jnp.sum(weights, axis=(0, 1))
+    if vocabulary is not None:
+      number = jnp.minimum(jnp.searchsorted(vocabulary, targets), len(vocabulary) - 1)
+      targets, weights = number, weights * (jnp.asarray(vocabulary)[number] == targets)
     loss, (losses, hits) = sum_over_chunks(total, chunk, unembeddings, hidden, (targets, weights))
     counts = jnp.sum(weights, axis=(0, 1))
     metrics = {}
     for k in range(len(unembeddings)):
       metrics[f'head_{k + 1}_loss'] = Mean(losses[k], counts[k])
-      metrics |= {f'head_{k + 1}_top_{i + 1}': Mean(hits[k, i], counts[k]) for i in range(top)}
+      metrics |= {f'head_{k + 1}_top_{i + 1}': Mean(hits[k, i], places[k]) for i in range(top)}
     return Mean(loss, counts[0]), metrics
 
   return loss_fn
 
 
 def joint_loss(
-  model: Model, medusa: Model, *, weight: float, decay: float = 0.8, chunk: int | None = None, top: int = 5
+  model: Model,
+  medusa: Model,
+  *,
+  weight: float,
+  decay: float = 0.8,
+  chunk: int | None = None,
+  top: int = 5,
+  vocabulary: Int[np.ndarray, 'G'] | None = None,
 ) -> LossFn:
   """The model's own loss and `weight` times that of its heads, for both to learn (Medusa-2; section 2.2.2, equation 2).
 
@@ -56,7 +78,7 @@ def joint_loss(
 
   Metrics: nll, the model's own loss in nats, and those of `medusa_loss`.
   """
-  of_heads = medusa_loss(medusa, decay=decay, chunk=chunk, top=top)
+  of_heads = medusa_loss(medusa, decay=decay, chunk=chunk, top=top, vocabulary=vocabulary)
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
     base, heads = apart(params)

@@ -51,12 +51,14 @@ def itself(config, length=3):
   return ModelDraft(params, model, length)
 
 
-def heads(config, tree, seed=3):
+def heads(config, tree, seed=3, vocabulary=None):
   """Medusa's heads, with parameters that prefer some tokens."""
-  module = Medusa(config, num_heads=tree.max_depth)
+  size = None if vocabulary is None else len(vocabulary)
+  module = Medusa(config, num_heads=tree.max_depth, draft_vocab_size=size)
   params = module.init(jax.random.key(0), jnp.zeros((1, config.model_dim)))
   keys = iter(jax.random.split(jax.random.key(seed), 9))
-  return MedusaDraft(jax.tree.map(lambda x: 0.5 * jax.random.normal(next(keys), x.shape), params), module, tree)
+  drawn = jax.tree.map(lambda x: 0.5 * jax.random.normal(next(keys), x.shape), params)
+  return MedusaDraft(drawn, module, tree, vocabulary)
 
 
 def stranger(config):
@@ -77,6 +79,8 @@ DRAFTS = {
   'bigrams': counted,
   'medusa, chain': lambda config: heads(config, chain(3)),
   'medusa, tree': lambda config: heads(config, BUSHY),
+  'medusa, half the tokens': lambda config: heads(config, BUSHY, vocabulary=np.arange(0, config.vocab_size, 2)),
+  'medusa, chain of half': lambda config: heads(config, chain(2), vocabulary=np.arange(1, config.vocab_size, 2)),
 }
 
 
@@ -91,7 +95,8 @@ def slow(*values):
 
 @pytest.mark.parametrize(('parts', 'draft'), [
   ('rotary, grouped queries', 'medusa, tree'), ('rotary, grouped queries', 'stranger'), ('banded', 'medusa, tree'),
-  ('prefix', 'lookup'), slow('banded', 'own layers'), slow('prefix', 'medusa, tree'), slow('learned', 'medusa, tree'),
+  ('learned', 'medusa, half the tokens'), ('prefix', 'lookup'), slow('banded', 'own layers'),
+  slow('prefix', 'medusa, tree'), slow('learned', 'medusa, tree'),
   slow('alibi, one key head', 'medusa, tree'), slow('alibi, one key head', 'own layers'),
   *(slow('rotary, grouped queries', draft) for draft in DRAFTS if draft not in ('medusa, tree', 'stranger')),
 ])  # fmt: skip
@@ -142,6 +147,17 @@ def test_heads_that_know_the_text_are_believed():
   (result,) = generate(*build(config), PROMPTS[:1], max_new_tokens=LONG, sampling=GREEDY, draft=Oracle(), stride=32)
   assert result.tokens.tolist() == truth
   assert result.steps == 4  # 1 + 4 * 5
+
+
+def test_heads_with_a_vocabulary_of_their_own_propose_of_it():
+  known = np.arange(1, VOCABULARY, 2)
+  draft = heads(ROOMY['learned'], BUSHY, vocabulary=known)
+  state = jax.random.normal(jax.random.key(0), (2, 32))
+  text = Text(jnp.zeros((2, 8), jnp.int32), jnp.zeros(2, jnp.int32), jnp.full(2, 8))
+  likeliest = np.argsort(-np.asarray(draft.heads.apply(draft.params, state)), axis=-1)
+  found = draft.propose(state, text, GREEDY, jax.random.split(jax.random.key(0), 2)).tokens
+  for node, (depth, choice) in enumerate(zip(BUSHY.depths[1:], BUSHY.choices[1:], strict=True)):
+    assert found[:, node].tolist() == known[likeliest[:, depth - 1, choice]].tolist()
 
 
 def test_a_stop_id_within_what_was_kept_ends_the_row():
@@ -238,7 +254,8 @@ def exact(sampling: Sampling) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('draft', 'sampling'), [
-  ('own layers', Sampling(1.0, top_p=0.8)), ('lookup', Sampling(0.6)), slow('medusa, chain', Sampling(1.3, min_p=0.1)),
+  ('own layers', Sampling(1.0, top_p=0.8)), ('lookup', Sampling(0.6)), ('medusa, chain of half', Sampling(0.9)),
+  slow('medusa, chain', Sampling(1.3, min_p=0.1)),
   slow('alone', Sampling(0.6)), slow('bigrams', Sampling(1.0)), slow('stranger', Sampling(1.7)),
   slow('own layers', Sampling(0.6)), slow('own layers', Sampling(1.7, top_k=4)),
 ])  # fmt: skip

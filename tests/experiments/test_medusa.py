@@ -1,5 +1,6 @@
 """Medusa's heads from the command line to the tree that decoding takes."""
 
+import collections
 import functools
 import json
 import os
@@ -67,11 +68,12 @@ def test_with_its_heads_a_model_writes_the_same_in_fewer_steps(heads, base, capf
 
 def test_what_decoding_takes(heads, base):
   """Loaded, the heads give the accuracy that the run found; the tree is of its size."""
-  medusa, params, tree = load_medusa(str(heads[0]))
+  draft = load_medusa(str(heads[0]))
+  medusa, params, tree = draft.heads, draft.params, draft.tree
+  assert draft.vocabulary is None
   assert (medusa.num_heads, medusa.shared) == (3, False) and len(tree) == 16 and tree.max_depth <= 3
   trained = language.load(str(base))
-  again, _, _ = load_medusa(str(heads[0]), trained.model.config)
-  assert again == medusa
+  assert load_medusa(str(heads[0]), trained.model.config).heads == medusa
   ids = trained.tokenizer.encode(TEXT * 2)[:60]
   features = jax.jit(functools.partial(trained.model.apply, method='features'))
   hidden, _, _ = features(trained.params, jnp.asarray(ids[None]))
@@ -82,7 +84,7 @@ def test_what_decoding_takes(heads, base):
 
 
 def test_the_heads_alone_are_kept(heads):
-  _, params, _ = load_medusa(str(heads[0]))
+  params = load_medusa(str(heads[0])).params
   assert set(params['params']) == {'residual_kernel', 'residual_bias', 'unembed_table'}
   scales = params['params']['unembed_table'].pop('scale')
   assert scales.shape == (3, params['params']['unembed_table']['values'].shape[1], 1), (
@@ -119,12 +121,35 @@ def test_a_shared_table_is_frozen(base, tmp_path, capfd):
     capfd, 'medusa', *flags(base, tmp_path / 'run', '--config.shared', '--config.optimizer.weight_decay=0.1')
   )
   assert ended.code == 0, ended.err
-  medusa, params, _ = load_medusa(str(tmp_path / 'run'))
-  assert medusa.shared
+  draft = load_medusa(str(tmp_path / 'run'))
+  assert draft.heads.shared
   table = language.load(str(base)).params['params']['transformer']['embed']['embedding']
-  found = jax.tree.map(lambda x: x[0], params['params']['unembed_table'])
+  found = jax.tree.map(lambda x: x[0], draft.params['params']['unembed_table'])
   jax.tree.map(np.testing.assert_array_equal, found, jax.jit(Int8().encode)(table.T))
   assert losses(tmp_path / 'run')[20] < losses(tmp_path / 'run')[1]
+
+
+def test_heads_that_guess_frequent_tokens_alone(base, tmp_path, capfd):
+  """Their table has the rows of these; what is written is the same, in fewer steps; and they go on as they are."""
+  workdir = tmp_path / 'run'
+  few = flags(base, workdir, '--config.draft_vocab_size=12', '--config.shared', '--config.num_steps=40')
+  assert call(capfd, 'medusa', *few).code == 0
+  trained, draft = language.load(str(base)), load_medusa(str(workdir))
+  counts = collections.Counter(trained.tokenizer.encode((base.parent / 'text.txt').read_text()).tolist())
+  most = [count for _, count in counts.most_common(12)]
+  assert len(counts) > 12 and (np.diff(draft.vocabulary) > 0).all()
+  assert sorted((counts[token] for token in draft.vocabulary.tolist()), reverse=True) == pytest.approx(most, rel=0.1)
+  table = trained.params['params']['transformer']['embed']['embedding'][draft.vocabulary]
+  found = jax.tree.map(lambda x: x[0], draft.params['params']['unembed_table'])
+  jax.tree.map(np.testing.assert_array_equal, found, jax.jit(Int8().encode)(table.T))
+  for how in (['--temperature=0'], ['--temperature=0.5']):
+    write = [f'--model={base}', f'--prompt={TEXT[:40]}', '--max_new_tokens=24', *how]
+    plain, guessed = call(capfd, 'generate', *write), call(capfd, 'generate', *write, f'--medusa={workdir}')
+    assert guessed.code == 0 and (guessed.out == plain.out or how != ['--temperature=0']), guessed.err
+    assert float(guessed.err[1:].partition(' tokens a step')[0]) > 1.3
+  more = [f'--config.init_from={workdir}', '--config.draft_vocab_size=12', '--config.shared', '--config.num_steps=1']
+  assert call(capfd, 'medusa', *flags(base, tmp_path / 'more', *more)).code == 0
+  np.testing.assert_array_equal(load_medusa(str(tmp_path / 'more')).vocabulary, draft.vocabulary)
 
 
 @pytest.mark.slow
@@ -144,6 +169,7 @@ def test_a_model_learns_along_with_its_heads(base, tmp_path, capfd):
   """The run's folder is the model's too: another one than before, whose text its own heads leave as it is."""
   workdir = tmp_path / 'run'
   joint = ['--config.joint.weight=0.2', '--config.joint.lora=lora(4)', '--config.num_steps=40']
+  joint.append('--config.draft_vocab_size=24')
   ended = call(capfd, 'medusa', *flags(base, workdir, *joint))
   assert ended.code == 0, ended.err
   load = lambda folder: language.load(str(folder), stacked=False).params['params']['transformer']
@@ -224,6 +250,7 @@ def test_heads_learn_from_what_the_model_writes(other, base, prompts, tmp_path, 
   [
     (['--config.base='], 'config.base is missing'),
     (['--config.base=/no/such'], '/no/such'),
+    (['--config.draft_vocab_size=9'], 'config.draft_vocab_size = 9 must be from 10 to '),
     (['--config.num_heads=0'], 'config.num_heads = 0 must be at least 1'),
     (['--config.data.source='], 'config.data.source is empty'),
     (['--config.context=100'], 'config.context = 100 exceeds the 64 learned positions'),

@@ -58,6 +58,24 @@ def test_loss_by_hand():
   assert found == {'head_1_top_1': 0.5, 'head_1_top_2': 0.5, 'head_2_top_1': 1.0, 'head_2_top_2': 1.0}
 
 
+def test_tokens_that_heads_do_not_know():
+  """As above, but the logits are of tokens 0, 2 and 5: what is another costs nothing, and no guess is right there."""
+  batch = {
+    'tokens': jnp.array([[7, 1, 2, 5, 3, 9]]),
+    'weights': jnp.ones((1, 6)),
+    'hidden': jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.25, 0.25])), (1, 5, 3)),
+  }
+  loss, metrics = medusa_loss(Table(), decay=0.8, top=2, vocabulary=np.array([0, 2, 5]))({}, batch, RNG)
+  # Head 1 has 2, 5, 3, 9 to guess, by (1/2, 1/4, 1/4); head 2 has 5, 3, 9, by (1/4, 1/4, 1/2).
+  np.testing.assert_allclose(loss.total, 0.8 * 2 * np.log(4) + 0.64 * np.log(2), rtol=1e-6)
+  assert loss.weight == 2
+  np.testing.assert_allclose(metrics['head_1_loss'].value, np.log(4), rtol=1e-6)
+  np.testing.assert_allclose(metrics['head_2_loss'].value, np.log(2), rtol=1e-6)
+  found = {name: float(mean.value) for name, mean in metrics.items() if 'top' in name}
+  third = pytest.approx(1 / 3)
+  assert found == {'head_1_top_1': 0.0, 'head_1_top_2': 0.25, 'head_2_top_1': third, 'head_2_top_2': third}
+
+
 def test_the_likeliest_are_those_of_top_k():
   logits = jnp.round(jax.random.normal(jax.random.key(1), (40, 31)))  # with many equals
   targets = jax.random.randint(jax.random.key(2), (40,), 0, 31)
