@@ -37,15 +37,13 @@ class Data:
     return self.train[0].context
 
   def frequent_tokens(self, number: int, vocab_size: int) -> Int[np.ndarray, ' number']:
-    """The tokens most often learned from, in order; of equals those of smaller number.
-
-    Counted in `ROWS_COUNTED` rows at most of each part, from all over it.
-    """
-    counts = np.zeros(vocab_size, int)
-    for part in self.train:
+    """The tokens most often learned from, in order; of equals those of smaller number."""
+    shares = np.zeros(vocab_size)
+    for part, weight in zip(self.train, self.weights, strict=True):
       rows = part.batch(np.array(_spread(len(part), ROWS_COUNTED)))
-      counts += np.bincount(rows['tokens'][rows['weights'] > 0], minlength=vocab_size)
-    return np.sort(np.argsort(-counts, kind='stable')[:number]).astype(np.int32)
+      counts = np.bincount(rows['tokens'][rows['weights'] > 0], minlength=vocab_size)
+      shares += weight * counts / len(rows['tokens'])
+    return np.sort(np.argsort(-shares, kind='stable')[:number]).astype(np.int32)
 
   def batches(self, config: Mapping[str, Any], share: Mapping[str, int]) -> mixture.Source:
     """This process's share of the batch of each step."""
@@ -53,6 +51,7 @@ class Data:
 
 
 ROWS_COUNTED = 4096
+"""Rows of each source at most, from all over it, in which tokens are counted."""
 
 
 def data(config: Mapping[str, Any], workdir: str, trained: language.Trained, name: str) -> Data:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import language
 from gpt_jax.decoding.drafts import MedusaDraft
-from gpt_jax.decoding.tree import TOPK, from_json
+from gpt_jax.decoding.tree import TOPK, Tree, from_json
 from gpt_jax.interop.tensors import Place
 from gpt_jax.models.heads import Medusa, RewardModel, quantized_medusa
 from gpt_jax.models.parts import from_config
@@ -28,7 +28,7 @@ def medusa_of(config: Mapping[str, Any], base: TransformerConfig) -> Medusa:
   """The heads that the config of a run describes, for the model they belong to."""
   if config['num_heads'] < 1:
     raise UserError(f'config.num_heads = {config["num_heads"]} must be at least 1')
-  size, whole = config.get('draft_vocab_size', 0), base.vocab_size  # runs of before it was had none
+  size, whole = config['draft_vocab_size'], base.vocab_size
   if size and not TOPK <= size <= whole:
     raise UserError(f'config.draft_vocab_size = {size} must be from {TOPK} to {whole}, or 0: the whole vocabulary')
   computed = dataclasses.replace(base.evaluated(), dtype=config['dtype'])
@@ -83,7 +83,7 @@ def heads_config(workdir: str) -> Mapping[str, Any]:
   config = read_json(path).get('config', {})
   if 'num_heads' not in config:
     raise UserError(f'{workdir} is not a run of experiments.medusa')
-  return config
+  return {'draft_vocab_size': 0, **config}  # runs of before it was had none
 
 
 TREE_FILE = 'tree.json'
@@ -104,7 +104,7 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None, place: Plac
     UserError: it is not the folder of such a run, the run is not finished, or its heads are of another model.
   """
   folder, config = pathlib.Path(workdir), heads_config(workdir)
-  tree, vocabulary = from_json(_tree(folder)), draft_vocabulary(workdir)
+  tree, vocabulary = read_tree(workdir)
   if base is None:
     medusa = medusa_of(config, language.weights(config['base']).config)
   else:
@@ -116,20 +116,17 @@ def load_medusa(workdir: str, base: TransformerConfig | None = None, place: Plac
   else:
     params = restore_params(folder, shapes)
   medusa, params = quantized_medusa(medusa, jax.device_put(params), Int8())
-  return MedusaDraft(params, medusa, tree, vocabulary)
+  return MedusaDraft(params, medusa, tree, None if vocabulary is None else jnp.asarray(vocabulary))
 
 
-def draft_vocabulary(workdir: str) -> Int[np.ndarray, 'G'] | None:
-  """The tokens that the heads of a run tell apart, in order; None: all.
+def read_tree(workdir: str) -> tuple[Tree, Int[np.ndarray, 'G'] | None]:
+  """The tree of a run's heads, and the tokens that they tell apart, in order; None: all.
 
   Raises:
     UserError: the run is not finished.
   """
-  tokens = _tree(pathlib.Path(workdir)).get('vocabulary')
-  return None if tokens is None else np.array(tokens, np.int32)
-
-
-def _tree(folder: pathlib.Path) -> dict[str, Any]:
-  if not (folder / TREE_FILE).exists():
-    raise UserError(f'{folder} has no {TREE_FILE}: let the run that trains the heads end first')
-  return read_json(folder / TREE_FILE)
+  path = pathlib.Path(workdir) / TREE_FILE
+  if not path.exists():
+    raise UserError(f'{workdir} has no {TREE_FILE}: let the run that trains the heads end first')
+  said = read_json(path)
+  return from_json(said), np.array(said['vocabulary'], np.int32) if 'vocabulary' in said else None

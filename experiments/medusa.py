@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import flags
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 from ml_collections import config_flags
 import numpy as np
 from tabulate import tabulate
 
 from experiments import command, generations, language, reading, runs
-from experiments.heads import TREE_FILE, draft_vocabulary, heads_config, medusa_of
+from experiments.heads import TREE_FILE, heads_config, medusa_of, read_tree
 from gpt_jax.decoding.tree import TOPK, grow_tree
 from gpt_jax.evaluation.perplexity import evaluate, once
 from gpt_jax.models.flops import medusa_flops
@@ -64,7 +64,7 @@ def train(config: Mapping[str, Any], workdir: str) -> None:
   if joint['weight']:
     adapting = dataclasses.replace(base.model.config, lora=lora)
     write_json(pathlib.Path(workdir) / language.MODEL_FILE, to_config(adapting))
-    learning = _together(base, adapting, medusa, placement, {**loss, 'weight': joint['weight']})
+    learning = _together(base, adapting, medusa, placement, loss, joint['weight'])
   else:
     learning = _heads_alone(base, medusa, placement, loss, config['init_from'])
   batches = data.batches(config, placement.share)
@@ -133,7 +133,7 @@ def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], Lora]:
     if weight or theirs['joint']['weight']:
       raise UserError('config.init_from: heads go on from heads alone, without config.joint.weight in either run')
     for field in ('base', 'num_heads', 'shared', 'draft_vocab_size'):
-      if config[field] != theirs.get(field, 0):
+      if config[field] != theirs[field]:
         raise UserError(f'config.{field} = {config[field]!r} is not the {theirs[field]!r} of config.init_from')
   return changed, part('lora', config['joint']['lora'], 'config.joint.lora')
 
@@ -143,7 +143,7 @@ def _vocabulary(config: Mapping[str, Any], data: generations.Data, vocab_size: i
   if not config['draft_vocab_size']:
     return None
   if config['init_from']:
-    return draft_vocabulary(config['init_from'])
+    return read_tree(config['init_from'])[1]
   return data.frequent_tokens(config['draft_vocab_size'], vocab_size)
 
 
@@ -177,8 +177,9 @@ def _heads_alone(
   def first(like: Params) -> Params:
     if init_from:
       return restore_params(init_from, like)
-    table = _rows(unembedding_table(base.model.config, base.params), loss['vocabulary'])
-    return jax.jit(functools.partial(medusa_params, medusa), out_shardings=_shardings(like))(table)
+    table = unembedding_table(base.model.config, base.params)
+    begin = functools.partial(medusa_params, medusa, vocabulary=loss['vocabulary'])
+    return jax.jit(begin, out_shardings=_shardings(like))(table)
 
   return Learning(
     functools.partial(_heads, medusa), first, medusa_loss(medusa, **loss), medusa_loss(medusa, **loss, top=TOPK),
@@ -187,7 +188,12 @@ def _heads_alone(
 
 
 def _together(
-  base: language.Trained, config: TransformerConfig, medusa: Medusa, placement: Placement, loss: Mapping[str, Any]
+  base: language.Trained,
+  config: TransformerConfig,
+  medusa: Medusa,
+  placement: Placement,
+  loss: Mapping[str, Any],
+  weight: float,
 ) -> Learning:
   """Medusa-2: one tree of parameters, in which the model's own are frozen but for LoRA's."""
   model, evaluated = LanguageModel(config), LanguageModel(config.evaluated())
@@ -195,19 +201,16 @@ def _together(
 
   def first(like: Params) -> Params:
     def begun(params: Params) -> Params:
-      table = _rows(unembedding_table(config, params), loss['vocabulary'])
-      return together(adapted(params, own(jax.random.key(0))), medusa_params(medusa, table))
+      heads = medusa_params(medusa, unembedding_table(config, params), loss['vocabulary'])
+      return together(adapted(params, own(jax.random.key(0))), heads)
 
     return jax.jit(begun, out_shardings=_shardings(like))(base.params)
 
+  both = functools.partial(joint_loss, weight=weight, chunk=loss['chunk'])
   return Learning(
-    lambda key: together(own(key), _heads(medusa, key)), first, joint_loss(model, medusa, **loss),
-    joint_loss(evaluated, medusa, **loss, top=TOPK), placement.batch,
+    lambda key: together(own(key), _heads(medusa, key)), first, both(model, medusa_loss(medusa, **loss)),
+    both(evaluated, medusa_loss(medusa, **loss, top=TOPK)), placement.batch,
   )  # fmt: skip
-
-
-def _rows(table: Float[Array, 'V D'], vocabulary: Int[np.ndarray, 'G'] | None) -> Float[Array, '_ D']:
-  return table if vocabulary is None else table[vocabulary]
 
 
 def _heads(medusa: Medusa, key: jax.Array) -> Params:

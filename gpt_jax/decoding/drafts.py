@@ -275,7 +275,7 @@ class MedusaDraft:
   params: Params
   heads: Medusa = struct.field(pytree_node=False)
   tree: Tree = struct.field(pytree_node=False)
-  vocabulary: Int[Array | np.ndarray, 'G'] | None = None
+  vocabulary: Int[Array, 'G'] | None = None
   """The tokens that the heads tell apart; None: all."""
 
   def check(self, model: LanguageModel, length: int) -> None:
@@ -309,7 +309,7 @@ class MedusaDraft:
     return _one_by_one(following, self.tree.max_depth, state, text, sampling, keys)
 
   def _tokens(self, guesses: Int[Array, 'B M']) -> Int[Array, 'B M']:
-    return guesses if self.vocabulary is None else jnp.asarray(self.vocabulary)[guesses]
+    return guesses if self.vocabulary is None else self.vocabulary[guesses]
 
   def _of_all_tokens(self, logits: Float[Array, 'B G']) -> Float[Array, 'B V']:
     if self.vocabulary is None:

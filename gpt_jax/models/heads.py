@@ -8,6 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from gpt_jax.models.caches import Cache
 from gpt_jax.models.layers import affine, unembed
@@ -191,8 +192,12 @@ class Medusa(nn.Module):
     return nn.silu(residual) + hidden[..., None, :], unembeddings
 
 
-def medusa_params(medusa: Medusa, table: Float[Array, 'V D']) -> Params:
-  """The parameters that heads begin with: W1 and b zero, W2 the unembedding of the tokens that they tell apart."""
+def medusa_params(medusa: Medusa, table: Float[Array, 'V D'], vocabulary: Int[np.ndarray, 'G'] | None = None) -> Params:
+  """The parameters that heads begin with: W1 and b zero, W2 the language model's unembedding.
+
+  That is of the tokens that they tell apart, by the model's numbers; None: all.
+  """
+  table = table if vocabulary is None else table[vocabulary]
   shapes = jax.eval_shape(medusa.init, jax.random.key(0), jnp.zeros((1, table.shape[1])))['params']
   zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items() if name != 'unembed_table'}
   whole = shapes['unembed_table']

@@ -61,24 +61,14 @@ def medusa_loss(
   return loss_fn
 
 
-def joint_loss(
-  model: Model,
-  medusa: Model,
-  *,
-  weight: float,
-  decay: float = 0.8,
-  chunk: int | None = None,
-  top: int = 5,
-  vocabulary: Int[np.ndarray, 'G'] | None = None,
-) -> LossFn:
+def joint_loss(model: Model, of_heads: LossFn, *, weight: float, chunk: int | None = None) -> LossFn:
   """The model's own loss and `weight` times that of its heads, for both to learn (Medusa-2; section 2.2.2, equation 2).
 
   Parameters are those of the model, with those of the heads as one more branch, `heads`; see `apart`. Both losses are
   means over the places of `next_token`, of which the last ones of a row have nothing for the heads to guess.
 
-  Metrics: nll, the model's own loss in nats, and those of `medusa_loss`.
+  Metrics: nll, the model's own loss in nats, and those of `of_heads`, a `medusa_loss`.
   """
-  of_heads = medusa_loss(medusa, decay=decay, chunk=chunk, top=top, vocabulary=vocabulary)
 
   def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[Mean, Metrics]:
     base, heads = apart(params)

@@ -58,7 +58,7 @@ def heads(config, tree, seed=3, vocabulary=None):
   params = module.init(jax.random.key(0), jnp.zeros((1, config.model_dim)))
   keys = iter(jax.random.split(jax.random.key(seed), 9))
   drawn = jax.tree.map(lambda x: 0.5 * jax.random.normal(next(keys), x.shape), params)
-  return MedusaDraft(drawn, module, tree, vocabulary)
+  return MedusaDraft(drawn, module, tree, None if vocabulary is None else jnp.asarray(vocabulary))
 
 
 def stranger(config):

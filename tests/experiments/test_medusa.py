@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from experiments import language
+from experiments.generations import Data
 from experiments.heads import load_medusa
+from gpt_jax.data.answers import Answers, answered
 from gpt_jax.decoding.generate import generate
 from gpt_jax.decoding.sampling import Sampling
 from gpt_jax.models.quantization import Int8
@@ -142,14 +144,34 @@ def test_heads_that_guess_frequent_tokens_alone(base, tmp_path, capfd):
   table = trained.params['params']['transformer']['embed']['embedding'][draft.vocabulary]
   found = jax.tree.map(lambda x: x[0], draft.params['params']['unembed_table'])
   jax.tree.map(np.testing.assert_array_equal, found, jax.jit(Int8().encode)(table.T))
-  for how in (['--temperature=0'], ['--temperature=0.5']):
-    write = [f'--model={base}', f'--prompt={TEXT[:40]}', '--max_new_tokens=24', *how]
-    plain, guessed = call(capfd, 'generate', *write), call(capfd, 'generate', *write, f'--medusa={workdir}')
-    assert guessed.code == 0 and (guessed.out == plain.out or how != ['--temperature=0']), guessed.err
-    assert float(guessed.err[1:].partition(' tokens a step')[0]) > 1.3
+  write = [f'--model={base}', f'--prompt={TEXT[:40]}', '--max_new_tokens=24']
+  plain = call(capfd, 'generate', *write, '--temperature=0')
+  for temperature in (0, 0.5):
+    guessed = call(capfd, 'generate', *write, f'--temperature={temperature}', f'--medusa={workdir}')
+    assert guessed.code == 0 and float(guessed.err[1:].partition(' tokens a step')[0]) > 1.3, guessed.err
+    assert temperature or guessed.out == plain.out
   more = [f'--config.init_from={workdir}', '--config.draft_vocab_size=12', '--config.shared', '--config.num_steps=1']
   assert call(capfd, 'medusa', *flags(base, tmp_path / 'more', *more)).code == 0
   np.testing.assert_array_equal(load_medusa(str(tmp_path / 'more')).vocabulary, draft.vocabulary)
+
+
+def test_tokens_are_counted_as_often_as_they_are_learned_from():
+  """Of the second source a row has more of token 7 than one of the first has of token 5; prompts do not count."""
+  first, second = Answers([answered([1, 1, 1, 1], [5, 5, 6])] * 4, 7), Answers([answered([1], [7, 7, 7, 8])], 7)
+  most = lambda *weights, number=1: Data([first, second], weights, [second]).frequent_tokens(number, 10).tolist()
+  assert most(1.0, 1.0) == [7] and most(2.0, 1.0) == [5] and most(2.0, 1.0, number=2) == [5, 7]
+  assert most(1.0, 1.0, number=5) == [0, 5, 6, 7, 8]
+
+
+def test_heads_of_a_run_from_before_there_were_vocabularies(heads, base, tmp_path, capfd):
+  shutil.copytree(heads[0], tmp_path / 'old')
+  said = read_json(tmp_path / 'old/config.json')
+  del said['config']['draft_vocab_size']
+  (tmp_path / 'old/config.json').write_text(json.dumps(said))
+  assert load_medusa(str(tmp_path / 'old')).vocabulary is None
+  other = [f'--config.init_from={tmp_path / "old"}', '--config.draft_vocab_size=12']
+  ended = call(capfd, 'medusa', *flags(base, tmp_path / 'run', *other))
+  assert ended.code == 2 and 'config.draft_vocab_size = 12 is not the 0 of config.init_from' in ended.err, ended.err
 
 
 @pytest.mark.slow

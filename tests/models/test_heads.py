@@ -62,6 +62,14 @@ def test_every_head_begins_as_the_model(tied, shared):
     np.testing.assert_allclose(logits[:, :, k], unembed(hidden), atol=1e-5)
 
 
+def test_heads_with_a_vocabulary_of_their_own_begin_as_the_model_does_there():
+  known, base = np.array([3, 4, 9, 20]), parameters(CONFIG)
+  table, medusa = unembedding_table(CONFIG, base), Medusa(CONFIG, 2, draft_vocab_size=4)
+  whole = Medusa(CONFIG, 2)
+  found = medusa.apply(medusa_params(medusa, table, known), HIDDEN)
+  np.testing.assert_allclose(found, whole.apply(medusa_params(whole, table), HIDDEN)[..., known], atol=1e-5)
+
+
 def test_a_shared_table_gets_no_gradient_and_others_each_their_own():
   for shared in (False, True):
     medusa = Medusa(CONFIG, 3, shared)

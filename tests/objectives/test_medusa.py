@@ -147,7 +147,7 @@ def test_of_model_and_heads_together(chunk):
     return (jnp.sum(nll * weights) + 0.3 * ahead.total) / weights.sum(), jnp.sum(nll * weights) / weights.sum()
 
   def ours(params):
-    loss, metrics = joint_loss(model, medusa, weight=0.3, chunk=chunk)(params, batch, RNG)
+    loss, metrics = joint_loss(model, medusa_loss(medusa, chunk=chunk), weight=0.3, chunk=chunk)(params, batch, RNG)
     assert set(metrics) == {'nll', *medusa_loss(medusa)(of_heads, ragged(), RNG)[1]}
     return loss.value, metrics['nll'].value
 
