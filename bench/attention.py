@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import compiler
 from gpt_jax.models.attention import Banded, Dense, Fixed, Strided
 from gpt_jax.models.masks import Causal, SameSegment
 from gpt_jax.models.softmax import softmax_attention
 from gpt_jax.types import left_to_right
 
 HEADS, WIDTH = 4, 64
+compiler.set_up()
 GPU = jax.default_backend() == 'gpu'
 LENGTHS, QUICK = (1024, 2048, 4096, 8192, 16384, 32768), (1024, 2048, 4096)
 LONGEST_PLAIN = 8192

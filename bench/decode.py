@@ -43,15 +43,13 @@ TABLE_BATCHES = (1, 2, 4, 8, 16)
 
 
 def ours(folder, quantization=None):
-  import jax
-
   from experiments import language
-  from gpt_jax.cache import folder as cache_folder
+  from gpt_jax import compiler
   from gpt_jax.decoding.generate import generate
   from gpt_jax.decoding.sampling import Sampling
   from gpt_jax.models.parts import part
 
-  jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
+  compiler.set_up()
   changed = {} if quantization is None else {'quantization': part('quantization', quantization)}
   trained = language.load(folder, stacked=False, **changed)
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 
-from gpt_jax import cache, hosts
+from gpt_jax import compiler, hosts
 from gpt_jax.types import UserError
 
 
@@ -48,9 +48,7 @@ def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None
   Arguments that are no flags are bad input too, unless they are what the experiment takes: `positional`. Of several
   processes one speaks, but each says what is wrong with it.
   """
-  # A kept program costs no time to compile again, in this run or the next.
-  jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  compiler.set_up()
 
   def guarded(arguments: Sequence[str]) -> None:
     if arguments[1:] and not positional:

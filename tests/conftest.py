@@ -6,6 +6,7 @@ import pathlib
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Compiling is most of the tests' time, and small models need no optimising.
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+FLAGS += ' --xla_cpu_enable_concurrency_optimized_scheduler=false'  # as compiler.set_up would, for one key of the cache
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'
 
 import jax  # noqa: E402

@@ -19,6 +19,7 @@ BELOW = {
   'names': {'types'},
   'cache': {'types'},
   'hosts': {'types'},
+  'compiler': {'cache'},
   **{room: BASE for room in MIDDLE},
   'interop': BASE | {'models'},
   'decoding': BASE | MIDDLE,
