@@ -1,13 +1,14 @@
-// Products of few rows with a kernel, for products.py: y [R, O] = x [R, I] W, in float32.
+// What native.py calls on CPUs, in float32: products of few rows, and attention of few queries.
 //
-// Each number of a kernel is read once, turned into a float in a register, and multiplied with eight rows. An output is
-// summed over its inputs in one order, whatever rows, threads or tiles there are.
+// Of one row or query the same comes out, to the last bit, whatever others there are beside it, and threads or tiles.
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -54,6 +55,28 @@ inline Integers widened(const int8_t* from) {
 #endif
 }
 
+int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
+
+// Calls run(i) for parts 0 to `parts` - 1 on the threads of the pool. The caller takes parts too, and waits for none that
+// has not begun, so that a pool whose threads all wait for each other goes on.
+template <typename Run>
+void in_parts(ffi::ThreadPool& pool, int64_t parts, const Run& run) {
+  struct Shared {
+    std::atomic<int64_t> begun{0}, ended{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  std::function<void()> work = [=] {
+    for (int64_t i; (i = shared->begun.fetch_add(1)) < parts;) {
+      run(i);
+      shared->ended.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t i = 1; i < std::min(parts, threads_of(pool)); ++i) pool.Schedule(std::function<void()>(work));
+  work();
+  for (int tries = 0; shared->ended.load(std::memory_order_acquire) < parts; ++tries)
+    if (tries > 1000) std::this_thread::yield();
+}
+
 inline Lanes floats(Integers lanes) { return __builtin_convertvector(lanes, Lanes); }
 
 template <int N>
@@ -77,6 +100,11 @@ inline float sum(Lanes lanes) {
   store(each, lanes);
   return sum_of<kLanes>(each);
 }
+
+// ---- Products of few rows with a kernel, for products.py: y [R, O] = x [R, I] W ------------------------------------------
+//
+// Each number of a kernel is read once, turned into a float in a register, and multiplied with eight rows. An output is
+// summed over its inputs in one order.
 
 // Kernels that lie output by output. Of an output's group of inputs, a stored number holds `kParts`: the j-th of each
 // equal part of the group. Lanes and single numbers are without the group's unit.
@@ -183,7 +211,7 @@ void add_product(const float* x, int64_t x_width, const float* w, int64_t width,
       Lanes weights[kInputs][2];
 #pragma GCC unroll 8
       for (int j = 0; j < kInputs; ++j) {
-        for (int l = 0; l < kColumns; l += 16) __builtin_prefetch(w + (j + 2 * kInputs) * width + c + l);
+        for (int l = 0; l < kColumns; l += 16) __builtin_prefetch(w + (j + 2 * kInputs) * width + c + l, 0, 2);
         weights[j][0] = load(w + j * width + c);
         weights[j][1] = load(w + j * width + c + kLanes);
       }
@@ -220,33 +248,11 @@ inline void with_rows(int64_t rows, const Run& run) {
   run(std::integral_constant<int, R>());
 }
 
-// Calls run(i) for parts 0 to `parts` - 1 on the threads of the pool. The caller takes parts too, and waits for none that
-// has not begun, so that a pool whose threads all wait for each other goes on.
-template <typename Run>
-void in_parts(ffi::ThreadPool& pool, int64_t parts, const Run& run) {
-  struct Shared {
-    std::atomic<int64_t> begun{0}, ended{0};
-  };
-  auto shared = std::make_shared<Shared>();
-  std::function<void()> work = [=] {
-    for (int64_t i; (i = shared->begun.fetch_add(1)) < parts;) {
-      run(i);
-      shared->ended.fetch_add(1, std::memory_order_release);
-    }
-  };
-  for (int64_t i = 1; i < parts; ++i) pool.Schedule(std::function<void()>(work));
-  work();
-  for (int tries = 0; shared->ended.load(std::memory_order_acquire) < parts; ++tries)
-    if (tries > 1000) std::this_thread::yield();
-}
-
 // How many outputs each of `parts` takes.
 int64_t share(int64_t outputs, int64_t parts) {
   constexpr int64_t kMultiple = 2 * kLanes;
   return ((outputs + parts - 1) / parts + kMultiple - 1) / kMultiple * kMultiple;
 }
-
-int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
 
 template <typename Kernel>
 ffi::Error product(ffi::ThreadPool& pool, const Floats& x, const Kernel& kernel, ffi::Result<Floats>& result) {
@@ -322,6 +328,127 @@ ffi::Error ByOutputInt4(ffi::ThreadPool pool, Floats x, Bytes nibbles, Bytes mul
   return product(pool, x, kernel, result);
 }
 
+// ---- Attention of few queries, for softmax.py -----------------------------------------------------------------------------
+//
+// Queries lie in lanes, so that each number of a key or value is read once for all of them, and maxima and sums of the
+// softmax are of whole lanes. Keys are taken in pieces, whose softmaxes are put together in the end; a piece that no
+// query sees is not read.
+
+constexpr int64_t kPiece = 64;  // keys whose scores exist at once
+constexpr float kLeast = -std::numeric_limits<float>::max();  // the score of what is not seen
+
+inline Lanes all(float x) { return Lanes{} + x; }
+
+inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
+
+// e^x of x <= 0, within two units of the last place: 2^n times a polynomial of the rest (Cephes' expf).
+inline Lanes exponential(Lanes x) {
+  x = larger(x, all(-87));
+  const Lanes shift = all(12582912);  // 1.5 * 2^23, so that a sum with it is rounded to a whole number
+  const Lanes n = (x * 1.44269504f + shift) - shift;
+  const Lanes rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Lanes y = all(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    y = y * rest + c;
+  y = y * rest * rest + rest + 1;
+  return (Lanes)((Integers)y + (__builtin_convertvector(n, Integers) << 23));
+}
+
+// found[n] = the sum over keys of weights times number n of their values, for N numbers.
+template <int N>
+inline void mix(const Lanes* weights, const float* values, int64_t keys, int64_t width, Lanes* found) {
+  Lanes sums[N] = {};
+  for (int64_t s = 0; s < keys; ++s)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sums[n] += weights[s] * values[s * width + n];
+  for (int n = 0; n < N; ++n) found[n] = sums[n];
+}
+
+// Scores of N keys.
+template <int N>
+inline void score(const Lanes* query, const float* keys, int64_t width, Lanes* scores) {
+  Lanes sums[N] = {};
+  for (int64_t h = 0; h < width; ++h)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sums[n] += query[h] * keys[n * width + h];
+  for (int n = 0; n < N; ++n) scores[n] = sums[n];
+}
+
+// Of queries [B, K, R, H], scaled, keys and values [B, K, S, H] and what is seen [B, T, S], where query r is of token
+// r % T: what they found [B, K, R, H], and the logarithms of their softmaxes' sums [B, K, R].
+ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, ffi::Buffer<ffi::PRED> visible,
+                  ffi::Result<Floats> result, ffi::Result<Floats> result_sums) {
+  const auto shape = query.dimensions();
+  const int64_t batch = shape[0], heads = shape[1], queries = shape[2], width = shape[3];
+  const int64_t keys = key.dimensions()[2], tokens = visible.dimensions()[1];
+  const int64_t pieces = (keys + kPiece - 1) / kPiece, groups = (queries + kLanes - 1) / kLanes;
+  const float *all_queries = query.typed_data(), *all_keys = key.typed_data(), *all_values = value.typed_data();
+  const bool* all_seen = visible.typed_data();
+  // Of each piece and group of queries: its largest score, its sum, and what was found in it.
+  std::vector<float> memory((batch * heads * pieces * groups * (2 + width) + 1) * kLanes);
+  const auto start = (reinterpret_cast<uintptr_t>(memory.data()) + sizeof(Lanes) - 1) / sizeof(Lanes);
+  Lanes* parts = reinterpret_cast<Lanes*>(start * sizeof(Lanes));
+
+  in_parts(pool, batch * heads * pieces * groups, [=](int64_t number) {
+    const int64_t head = number / groups / pieces, first = number / groups % pieces * kPiece, group = number % groups;
+    const int64_t count = std::min(kPiece, keys - first), lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
+    Lanes* part = parts + number * (2 + width);
+    part[0] = all(kLeast);
+    const bool* seen = all_seen + head / heads * tokens * keys + first;
+    bool any = false, every = true;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t s = 0; s < count; ++s) any |= seen[t * keys + s], every &= seen[t * keys + s];
+    if (!any) return;
+    const float *some_keys = all_keys + (head * keys + first) * width, *values = all_values + (head * keys + first) * width;
+    Lanes turned[width], scores[kPiece], most = all(kLeast), sum = {};
+    std::memset(turned, 0, sizeof turned);
+    const float* from = all_queries + (head * queries + group * kLanes) * width;
+    for (int64_t r = 0; r < lanes; ++r)
+      for (int64_t h = 0; h < width; ++h) turned[h][r] = from[r * width + h];
+    int64_t s = 0;
+    for (; s + 8 <= count; s += 8) score<8>(turned, some_keys + s * width, width, scores + s);
+    for (; s < count; ++s) score<1>(turned, some_keys + s * width, width, scores + s);
+    if (!every)
+      for (int64_t r = 0; r < lanes; ++r) {
+        const bool* by_query = seen + (group * kLanes + r) % tokens * keys;
+        for (s = 0; s < count; ++s)
+          if (!by_query[s]) scores[s][r] = kLeast;
+      }
+    for (s = 0; s < count; ++s) most = larger(most, scores[s]);
+    for (s = 0; s < count; ++s) {
+      scores[s] = scores[s] > kLeast ? exponential(scores[s] - most) : Lanes{};
+      sum += scores[s];
+    }
+    part[0] = most;
+    part[1] = sum;
+    int64_t h = 0;
+    for (; h + 16 <= width; h += 16) mix<16>(scores, values + h, count, width, part + 2 + h);
+    for (; h < width; ++h) mix<1>(scores, values + h, count, width, part + 2 + h);
+  });
+
+  float *out = result->typed_data(), *sums = result_sums->typed_data();
+  for (int64_t number = 0; number < batch * heads * groups; ++number) {
+    const int64_t head = number / groups, group = number % groups;
+    const int64_t lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
+    auto part = [&](int64_t piece) { return parts + ((head * pieces + piece) * groups + group) * (2 + width); };
+    Lanes most = all(kLeast), sum = {}, found[width];
+    std::memset(found, 0, sizeof found);
+    for (int64_t piece = 0; piece < pieces; ++piece) most = larger(most, part(piece)[0]);
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const Lanes* of = part(piece);
+      const Lanes share = of[0] > kLeast ? exponential(of[0] - most) : Lanes{};
+      sum += share * of[1];
+      for (int64_t h = 0; h < width; ++h) found[h] += share * of[2 + h];
+    }
+    for (int64_t r = 0; r < lanes; ++r) {
+      const int64_t row = head * queries + group * kLanes + r;
+      sums[row] = most[r] + (sum[r] > 0 ? std::log(sum[r]) : 0);
+      for (int64_t h = 0; h < width; ++h) out[row * width + h] = sum[r] > 0 ? found[h][r] / sum[r] : 0;
+    }
+  }
+  return ffi::Error::Success();
+}
+
 auto of_rows() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>(); }
 
 }  // namespace
@@ -331,3 +458,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output, ByOutput, of_rows().Arg<Floats>().Ret<F
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int8, ByOutputInt8, of_rows().Arg<Bytes>().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int4, ByOutputInt4,
                               of_rows().Arg<Bytes>().Arg<Bytes>().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend, Attend,
+                              of_rows().Arg<Floats>().Arg<Floats>().Arg<ffi::Buffer<ffi::PRED>>().Ret<Floats>().Ret<Floats>());

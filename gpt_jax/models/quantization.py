@@ -4,7 +4,7 @@ Symmetric rounding to integers, whose unit is the scale, of the kernels of Linea
 norms and biases stay as they are, as in GLM-130B (Zeng et al. 2023). Weights alone are in few bits: the integers become
 floats within the product, and the scale multiplies its result. On GPUs and TPUs XLA converts an operand as the product
 reads it. Its CPU backend first makes a kernel of floats, which takes longer than the product of few rows: there
-products.cc converts in registers, and a kernel of floats is made for many rows alone.
+native.cc converts in registers, and a kernel of floats is made for many rows alone.
 
 The library for this, qwix, quantises a linen model from outside by replacing its products. It does not go through the
 `custom_vjp` of our `affine`, whose arguments must be arrays, and has no packed four-bit form.

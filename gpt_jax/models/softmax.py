@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
+from gpt_jax.models import native
 from gpt_jax.types import Layout
 
 Drop = Callable[[jax.Array], jax.Array]
@@ -72,6 +73,9 @@ def _weights(
   return parts / total, (most + jnp.log(total))[..., 0]
 
 
+FEW = 32
+"""Queries of a row up to which XLA is slower."""
+
 LEAST = float(np.finfo(np.float32).min)
 """The score of a key that a query may not see."""
 
@@ -87,8 +91,22 @@ def _attend(
   value: Float[Array, 'B K S H'],
   visible: Bool[Array | np.ndarray, 'B T S'],
 ) -> tuple[Float[Array, 'B K G T H'], Float[Array, 'B K G T']]:
-  """Attention whose backward pass sums over H where the derivative of a softmax would over S (FlashAttention, B.2)."""
-  return _attend_forward(query, key, value, visible)[0]
+  """Attention whose backward pass sums over H where the derivative of a softmax would over S (FlashAttention, B.2).
+
+  Few queries, as decoding has, are served by native.cc on a CPU: XLA copies what they read, and packs it for a product.
+  """
+  if query.shape[3] > FEW or any(x.dtype != jnp.float32 for x in (query, key, value)):
+    return _attend_forward(query, key, value, visible)[0]
+  apart = query.shape[:4]
+
+  def otherwise(query: jax.Array, *others: jax.Array) -> list[jax.Array]:
+    return list(together(_attend_forward(query.reshape(*apart, -1), *others)[0]))
+
+  together = lambda found: jax.tree.map(lambda x: x.reshape(*apart[:2], -1, *x.shape[4:]), found)
+  query, visible = together(query), jnp.broadcast_to(visible, (apart[0], apart[3], key.shape[2]))
+  found = native.call('attend', (query.shape, query.shape[:3]), otherwise, query, key, value, visible)
+  out, sums = (x.reshape(*apart, *x.shape[3:]) for x in found)
+  return out, sums
 
 
 def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, visible: Any) -> tuple[Any, Any]:

@@ -1,16 +1,13 @@
 """Products of few rows by our own code: NumPy's numbers, and the same row whatever stands beside it."""
 
 import functools
-import os
-import pathlib
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models import products
+from gpt_jax.models import native, products
 from gpt_jax.models.layers import affine, unembed
 from gpt_jax.models.quantization import Int4, Int8, product
 
@@ -26,14 +23,6 @@ def near(got, x, kernel) -> None:
   """Within what float32 can lose of the sum of absolute values."""
   x, kernel = np.float64(x), np.float64(kernel)
   assert np.all(np.abs(got - x @ kernel) <= 1e-6 * (np.abs(x) @ np.abs(kernel)) + 1e-30)
-
-
-@pytest.mark.skipif(not (products.compiled() or 'CI' in os.environ), reason='there is no C++ compiler here')
-def test_it_is_compiled_here():
-  """Else the other tests show nothing."""
-  assert products.compiled()
-  lowered = jax.jit(products.dot).lower(jnp.ones((2, 4)), jnp.ones((4, 3))).as_text()
-  assert 'gpt_jax_by_input' in lowered and 'dot_general' not in lowered
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -57,7 +46,7 @@ def test_integers_multiply_as_what_they_stand_for(form, outputs):
     near(run(x), x, kernel)
 
 
-@pytest.mark.skipif(not products.compiled(), reason='there is no C++ compiler here')
+@pytest.mark.skipif(not native.compiled(), reason='there is no C++ compiler here')
 @pytest.mark.parametrize('kind', ['by input', 'by output', 'int8', 'int4'])
 def test_a_row_is_the_same_whatever_stands_beside_it(kind):
   """Bit for bit: so a text does not depend on its batch, nor on the candidates read with it, as far as products go."""
@@ -83,24 +72,8 @@ def test_gradients_and_batching_go_on_as_without():
   np.testing.assert_allclose(jax.vmap(products.dot, (0, None))(stacked, kernel), stacked @ kernel, atol=1e-5)
 
 
-@pytest.mark.parametrize('broken', ['no compiler', 'a compiler that fails', 'no folder'])
-def test_without_a_compiler_it_is_said(broken, tmp_path, monkeypatch):
-  (tmp_path / 'file').touch()
-  failing = """sh -c 'echo "error: no such thing" >&2; exit 1'"""
-  monkeypatch.setenv(
-    'CXX', {'no compiler': str(tmp_path / 'none'), 'a compiler that fails': failing}.get(broken, 'c++')
-  )
-  monkeypatch.setenv('GPT_JAX_CACHE', str(tmp_path / ('file' if broken == 'no folder' else 'cache')))
-  said = []
-  monkeypatch.setattr(logging, 'warning', lambda text, *more: said.append(text % more))
-  assert not products.compiled.__wrapped__()
-  assert len(said) == 1 and 'left to XLA' in said[0] and '\n' not in said[0]
-  assert {'no compiler': 'none', 'a compiler that fails': 'no such thing', 'no folder': 'file'}[broken] in said[0]
-  assert not list(pathlib.Path(tmp_path).rglob('*.so'))
-
-
 def test_without_it_xla_serves(monkeypatch):
-  monkeypatch.setattr(products, 'compiled', lambda: False)
+  monkeypatch.setattr(native, 'compiled', lambda: False)
   x, kernel, form = drawn(2, 32), drawn(32, 3), Int8()
   near(jax.jit(functools.partial(products.dot, axis=0))(x, kernel), x, kernel)
   stored = form.encode(jnp.asarray(kernel))
