@@ -422,7 +422,7 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
     part[0] = most;
     part[1] = sum;
     int64_t h = 0;
-    for (; h + 16 <= width; h += 16) mix<16>(scores, values + h, count, width, part + 2 + h);
+    for (; h + kLanes <= width; h += kLanes) mix<kLanes>(scores, values + h, count, width, part + 2 + h);
     for (; h < width; ++h) mix<1>(scores, values + h, count, width, part + 2 + h);
   });
 
