@@ -334,7 +334,8 @@ ffi::Error ByOutputInt4(ffi::ThreadPool pool, Floats x, Bytes nibbles, Bytes mul
 // softmax are of whole lanes. Keys are taken in pieces, whose softmaxes are put together in the end; a piece that no
 // query sees is not read.
 
-constexpr int64_t kPiece = 64;  // keys whose scores exist at once
+constexpr int64_t kPiece = 64;  // keys whose scores exist at once, a multiple of kScored
+constexpr int kScored = 8;  // that are compared at once
 constexpr float kLeast = -std::numeric_limits<float>::max();  // the score of what is not seen
 
 inline Lanes all(float x) { return Lanes{} + x; }
@@ -364,14 +365,13 @@ inline void mix(const Lanes* weights, const float* values, int64_t keys, int64_t
   for (int n = 0; n < N; ++n) found[n] = sums[n];
 }
 
-// Scores of N keys.
-template <int N>
+// Scores of kScored keys.
 inline void score(const Lanes* query, const float* keys, int64_t width, Lanes* scores) {
-  Lanes sums[N] = {};
+  Lanes sums[kScored] = {};
   for (int64_t h = 0; h < width; ++h)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sums[n] += query[h] * keys[n * width + h];
-  for (int n = 0; n < N; ++n) scores[n] = sums[n];
+    for (int n = 0; n < kScored; ++n) sums[n] += query[h] * keys[n * width + h];
+  for (int n = 0; n < kScored; ++n) scores[n] = sums[n];
 }
 
 // Of queries [B, K, R, H], scaled, keys and values [B, K, S, H] and what is seen [B, T, S], where query r is of token
@@ -405,17 +405,23 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
     const float* from = all_queries + (head * queries + group * kLanes) * width;
     for (int64_t r = 0; r < lanes; ++r)
       for (int64_t h = 0; h < width; ++h) turned[h][r] = from[r * width + h];
-    int64_t s = 0;
-    for (; s + 8 <= count; s += 8) score<8>(turned, some_keys + s * width, width, scores + s);
-    for (; s < count; ++s) score<1>(turned, some_keys + s * width, width, scores + s);
+    for (int64_t s = 0; s < count; s += kScored) {
+      const float* keys_at = some_keys + s * width;
+      float last[kScored * width];  // those that are left, filled up, so that a key's score is not another's way
+      if (s + kScored > count) {
+        std::memset(last, 0, sizeof last);
+        keys_at = static_cast<float*>(std::memcpy(last, keys_at, (count - s) * width * sizeof(float)));
+      }
+      score(turned, keys_at, width, scores + s);
+    }
     if (!every)
       for (int64_t r = 0; r < lanes; ++r) {
         const bool* by_query = seen + (group * kLanes + r) % tokens * keys;
-        for (s = 0; s < count; ++s)
+        for (int64_t s = 0; s < count; ++s)
           if (!by_query[s]) scores[s][r] = kLeast;
       }
-    for (s = 0; s < count; ++s) most = larger(most, scores[s]);
-    for (s = 0; s < count; ++s) {
+    for (int64_t s = 0; s < count; ++s) most = larger(most, scores[s]);
+    for (int64_t s = 0; s < count; ++s) {
       scores[s] = scores[s] > kLeast ? exponential(scores[s] - most) : Lanes{};
       sum += scores[s];
     }
