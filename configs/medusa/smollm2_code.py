@@ -4,7 +4,9 @@ Paper     Cai et al. 2024, Medusa: heads alone (Medusa-1), of all kinds of text 
           2.8); heads guess the 8,192 most frequent tokens alone (FR-Spec, Zhao et al. 2025)
 Data      lines of asset:python_stdlib put as requests for code; 1,400 greedy answers of up to 128 tokens
 Command   python -m experiments.medusa --config=configs/medusa/smollm2_code.py --workdir=runs/medusa_code
-Result    not measured yet
+Result    top-1 accuracy of the three heads on held-out answers .574, .425, .345 (top-5 .783, .650, .556), 2.66 tokens a
+          step expected of the whole tree; Vicuna-7B's published heads reach .560, .316, .201. What it writes as code
+          repeats itself. Some 40 minutes on two cores, half of them to write the answers
 """
 
 from configs.medusa import smollm2
