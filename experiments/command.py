@@ -48,12 +48,12 @@ def run(main: Callable[[Sequence[str]], None], positional: bool = False) -> None
   Arguments that are no flags are bad input too, unless they are what the experiment takes: `positional`. Of several
   processes one speaks, but each says what is wrong with it.
   """
-  compiler.set_up()
 
   def guarded(arguments: Sequence[str]) -> None:
     if arguments[1:] and not positional:
       _leave(f'{arguments[1]!r} is not a flag: write --NAME=VALUE')
     try:
+      compiler.set_up()
       _join()
       with hosts.one_speaks():
         main(arguments)

@@ -49,3 +49,12 @@ def test_nothing_is_set_twice(monkeypatch, tmp_path):
   once = os.environ['XLA_FLAGS']
   compiler.set_up()
   assert os.environ['XLA_FLAGS'] == once == f'{compiler.SCHEDULE}=false'
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / 'file').touch()
+  environment = {**os.environ, 'GPT_JAX_CACHE': str(tmp_path / 'file/cache')}
+  command = [sys.executable, '-m', 'experiments.convert', '--source=here', '--target=there']
+  ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert ended.returncode == 2 and ended.stderr.count('\n') == 1, ended.stderr
+  assert 'set GPT_JAX_CACHE to a folder that can be made' in ended.stderr

@@ -374,31 +374,31 @@ inline void score(const Lanes* query, const float* keys, int64_t width, Lanes* s
   for (int n = 0; n < kScored; ++n) scores[n] = sums[n];
 }
 
-// Of queries [B, K, R, H], scaled, keys and values [B, K, S, H] and what is seen [B, T, S], where query r is of token
-// r % T: what they found [B, K, R, H], and the logarithms of their softmaxes' sums [B, K, R].
+// Of queries [B, K, G, T, H], scaled, keys and values [B, K, S, H] and what is seen [B, T, S]: what they found
+// [B, K, G, T, H], and the logarithms of their softmaxes' sums [B, K, G, T].
 ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, ffi::Buffer<ffi::PRED> visible,
                   ffi::Result<Floats> result, ffi::Result<Floats> result_sums) {
   const auto shape = query.dimensions();
-  const int64_t batch = shape[0], heads = shape[1], queries = shape[2], width = shape[3];
-  const int64_t keys = key.dimensions()[2], tokens = visible.dimensions()[1];
+  const int64_t batch = shape[0], heads = shape[1], tokens = shape[3], queries = shape[2] * tokens, width = shape[4];
+  const int64_t keys = key.dimensions()[2];
   const int64_t pieces = (keys + kPiece - 1) / kPiece, groups = (queries + kLanes - 1) / kLanes;
   const float *all_queries = query.typed_data(), *all_keys = key.typed_data(), *all_values = value.typed_data();
   const bool* all_seen = visible.typed_data();
-  // Of each piece and group of queries: its largest score, its sum, and what was found in it.
-  std::vector<float> memory((batch * heads * pieces * groups * (2 + width) + 1) * kLanes);
-  const auto start = (reinterpret_cast<uintptr_t>(memory.data()) + sizeof(Lanes) - 1) / sizeof(Lanes);
-  Lanes* parts = reinterpret_cast<Lanes*>(start * sizeof(Lanes));
+  // Of each piece and group of queries: its largest score, its sum, and what was found in it, unless it was not read.
+  std::unique_ptr<Lanes[]> memory(new Lanes[batch * heads * pieces * groups * (2 + width)]);
+  std::vector<char> unread(batch * heads * pieces * groups);
+  Lanes* parts = memory.get();
+  char* is_unread = unread.data();
 
   in_parts(pool, batch * heads * pieces * groups, [=](int64_t number) {
     const int64_t head = number / groups / pieces, first = number / groups % pieces * kPiece, group = number % groups;
     const int64_t count = std::min(kPiece, keys - first), lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
     Lanes* part = parts + number * (2 + width);
-    part[0] = all(kLeast);
     const bool* seen = all_seen + head / heads * tokens * keys + first;
     bool any = false, every = true;
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t s = 0; s < count; ++s) any |= seen[t * keys + s], every &= seen[t * keys + s];
-    if (!any) return;
+    if ((is_unread[number] = !any)) return;
     const float *some_keys = all_keys + (head * keys + first) * width, *values = all_values + (head * keys + first) * width;
     Lanes turned[width], scores[kPiece], most = all(kLeast), sum = {};
     std::memset(turned, 0, sizeof turned);
@@ -436,16 +436,18 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
   for (int64_t number = 0; number < batch * heads * groups; ++number) {
     const int64_t head = number / groups, group = number % groups;
     const int64_t lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
-    auto part = [&](int64_t piece) { return parts + ((head * pieces + piece) * groups + group) * (2 + width); };
     Lanes most = all(kLeast), sum = {}, found[width];
     std::memset(found, 0, sizeof found);
-    for (int64_t piece = 0; piece < pieces; ++piece) most = larger(most, part(piece)[0]);
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const Lanes* of = part(piece);
+    auto each_read = [&](auto run) {
+      for (int64_t i = head * pieces * groups + group; i < (head + 1) * pieces * groups; i += groups)
+        if (!is_unread[i]) run(parts + i * (2 + width));
+    };
+    each_read([&](const Lanes* of) { most = larger(most, of[0]); });
+    each_read([&](const Lanes* of) {
       const Lanes share = of[0] > kLeast ? exponential(of[0] - most) : Lanes{};
       sum += share * of[1];
       for (int64_t h = 0; h < width; ++h) found[h] += share * of[2 + h];
-    }
+    });
     for (int64_t r = 0; r < lanes; ++r) {
       const int64_t row = head * queries + group * kLanes + r;
       sums[row] = most[r] + (sum[r] > 0 ? std::log(sum[r]) : 0);

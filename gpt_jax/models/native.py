@@ -1,10 +1,10 @@
-"""What is computed on a CPU by code of our own, native.cc, where XLA's is far slower; see `products` and `softmax`.
+"""What is computed on a CPU by code of our own, native.cc, where XLA's is slower; see `products` and `softmax`.
 
 It is compiled by the machine's C++ compiler at first use and kept in the cache folder; without a compiler XLA serves.
 What comes out of it for one row or query does not depend on those beside it, nor on the number of threads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import ctypes
 import functools
 import hashlib
@@ -14,7 +14,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-from typing import Any
 
 from absl import logging
 import jax
@@ -27,21 +26,23 @@ SOURCE = pathlib.Path(__file__).with_suffix('.cc')
 HANDLERS = ('by_input', 'by_output', 'by_output_int8', 'by_output_int4', 'attend')
 
 
-def call(handler: str, shapes: Any, otherwise: Callable[..., Any], *given: jax.Array) -> Any:
+def call(
+  handler: str, shapes: Sequence[tuple[int, ...]], otherwise: Callable[..., list[jax.Array]], *given: jax.Array
+) -> list[jax.Array]:
   """What a handler of native.cc gives, on a CPU; else what `otherwise` does. It has no gradient.
 
   Args:
     handler: of HANDLERS.
-    shapes: of the results, of float32: tuples of numbers, or one.
+    shapes: of the results, which are of float32.
     otherwise: of what is given.
     *given: arrays, as the handler takes them.
   """
   if not (jax.default_backend() == 'cpu' and compiled()):
     return otherwise(*given)
-  of = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  results = [of(shape) for shape in shapes] if isinstance(shapes[0], tuple) else of(shapes)
+  results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   ours = jax.ffi.ffi_call(f'gpt_jax_{handler}', results, vmap_method='sequential')
-  return jax.lax.platform_dependent(*given, cpu=ours, default=otherwise)
+  found: list[jax.Array] = jax.lax.platform_dependent(*given, cpu=ours, default=otherwise)
+  return found
 
 
 @functools.cache

@@ -97,15 +97,9 @@ def _attend(
   """
   if query.shape[3] > FEW or any(x.dtype != jnp.float32 for x in (query, key, value)):
     return _attend_forward(query, key, value, visible)[0]
-  apart = query.shape[:4]
-
-  def otherwise(query: jax.Array, *others: jax.Array) -> list[jax.Array]:
-    return list(together(_attend_forward(query.reshape(*apart, -1), *others)[0]))
-
-  together = lambda found: jax.tree.map(lambda x: x.reshape(*apart[:2], -1, *x.shape[4:]), found)
-  query, visible = together(query), jnp.broadcast_to(visible, (apart[0], apart[3], key.shape[2]))
-  found = native.call('attend', (query.shape, query.shape[:3]), otherwise, query, key, value, visible)
-  out, sums = (x.reshape(*apart, *x.shape[3:]) for x in found)
+  visible = jnp.broadcast_to(visible, (len(query), query.shape[3], key.shape[2]))
+  otherwise = lambda *given: list(_attend_forward(*given)[0])
+  out, sums = native.call('attend', [query.shape, query.shape[:4]], otherwise, query, key, value, visible)
   return out, sums
 
 
