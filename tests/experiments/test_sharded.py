@@ -20,7 +20,7 @@ OTHERS = {'instruct': 'shown', 'reward': 'rated', 'policy': 'asked', 'dpo': 'rat
 SHORT = {
   'instruct': ['--config.epochs=4', '--config.optimizer.ema=0.9'],
   'reward': ['--config.epochs=0.5'],
-  'policy': ['--config.num_rollouts=3', '--config.reward.function=letters', '--config.kl.target=0.5'],
+  'policy': ['--config.num_rollouts=2', '--config.reward.function=letters', '--config.kl.target=0.5'],
   'medusa': ['--config.num_steps=8'],
   'dpo': ['--config.epochs=0.5'],
 }
