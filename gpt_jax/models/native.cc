@@ -55,6 +55,8 @@ inline Integers widened(const int8_t* from) {
 #endif
 }
 
+inline Lanes floats(Integers lanes) { return __builtin_convertvector(lanes, Lanes); }
+
 int64_t threads_of(const ffi::ThreadPool& pool) { return std::max<int64_t>(1, pool.num_threads()); }
 
 // Calls run(i) for parts 0 to `parts` - 1 on the threads of the pool. The caller takes parts too, and waits for none that
@@ -76,8 +78,6 @@ void in_parts(ffi::ThreadPool& pool, int64_t parts, const Run& run) {
   for (int tries = 0; shared->ended.load(std::memory_order_acquire) < parts; ++tries)
     if (tries > 1000) std::this_thread::yield();
 }
-
-inline Lanes floats(Integers lanes) { return __builtin_convertvector(lanes, Lanes); }
 
 template <int N>
 inline float sum_of(const float* lanes) {
@@ -211,6 +211,7 @@ void add_product(const float* x, int64_t x_width, const float* w, int64_t width,
       Lanes weights[kInputs][2];
 #pragma GCC unroll 8
       for (int j = 0; j < kInputs; ++j) {
+        // Into the second cache: in the first, so many rows ahead would take the place of sums.
         for (int l = 0; l < kColumns; l += 16) __builtin_prefetch(w + (j + 2 * kInputs) * width + c + l, 0, 2);
         weights[j][0] = load(w + j * width + c);
         weights[j][1] = load(w + j * width + c + kLanes);
