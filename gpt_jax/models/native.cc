@@ -79,8 +79,9 @@ void in_parts(ffi::ThreadPool& pool, int64_t parts, const Run& run) {
     if (tries > 1000) std::this_thread::yield();
 }
 
-template <int N>
-inline float sum_of(const float* lanes) {
+// Of N numbers, folded in half until one is left.
+template <int N = kLanes, typename Run>
+inline float folded(const float* lanes, const Run& run) {
   if constexpr (N == 1) {
     return lanes[0];
   } else {
@@ -88,17 +89,17 @@ inline float sum_of(const float* lanes) {
     Half low, high;
     std::memcpy(&low, lanes, sizeof low);
     std::memcpy(&high, lanes + N / 2, sizeof high);
-    low += high;
+    low = run(low, high);
     float both[N / 2];
     std::memcpy(both, &low, sizeof low);
-    return sum_of<N / 2>(both);
+    return folded<N / 2>(both, run);
   }
 }
 
 inline float sum(Lanes lanes) {
   float each[kLanes];
   store(each, lanes);
-  return sum_of<kLanes>(each);
+  return folded(each, [](auto a, auto b) { return a + b; });
 }
 
 // ---- Products of few rows with a kernel, for products.py: y [R, O] = x [R, I] W ------------------------------------------
@@ -331,17 +332,21 @@ ffi::Error ByOutputInt4(ffi::ThreadPool pool, Floats x, Bytes nibbles, Bytes mul
 
 // ---- Attention of few queries, for softmax.py -----------------------------------------------------------------------------
 //
-// Queries lie in lanes, so that each number of a key or value is read once for all of them, and maxima and sums of the
-// softmax are of whole lanes. Keys are taken in pieces, whose softmaxes are put together in the end; a piece that no
-// query sees is not read.
+// Keys are taken in pieces, whose softmaxes are put together in the end; a piece that no query sees is not read. A score
+// is summed in lanes, what is found key by key, so that no lane is without work, however few the queries.
 
-constexpr int64_t kPiece = 64;  // keys whose scores exist at once, a multiple of kScored
-constexpr int kScored = 8;  // that are compared at once
+constexpr int64_t kPiece = 64;                                // keys whose scores exist at once, a multiple of kLanes
 constexpr float kLeast = -std::numeric_limits<float>::max();  // the score of what is not seen
 
 inline Lanes all(float x) { return Lanes{} + x; }
 
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
+
+inline float largest(Lanes lanes) {
+  float each[kLanes];
+  store(each, lanes);
+  return folded(each, [](auto a, auto b) { return a > b ? a : b; });
+}
 
 // e^x of x <= 0, within two units of the last place: 2^n times a polynomial of the rest (Cephes' expf).
 inline Lanes exponential(Lanes x) {
@@ -356,23 +361,89 @@ inline Lanes exponential(Lanes x) {
   return (Lanes)((Integers)y + (__builtin_convertvector(n, Integers) << 23));
 }
 
-// found[n] = the sum over keys of weights times number n of their values, for N numbers.
-template <int N>
-inline void mix(const Lanes* weights, const float* values, int64_t keys, int64_t width, Lanes* found) {
-  Lanes sums[N] = {};
-  for (int64_t s = 0; s < keys; ++s)
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sums[n] += weights[s] * values[s * width + n];
-  for (int n = 0; n < N; ++n) found[n] = sums[n];
+// Of lanes in fours, the sums of their pairs: in each four those of a, then those of b.
+inline Lanes pairs(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  const __m512 x = (__m512)a, y = (__m512)b;
+  return (Lanes)_mm512_shuffle_ps(x, y, 0x88) + (Lanes)_mm512_shuffle_ps(x, y, 0xdd);
+#elif defined(__AVX2__)
+  const __m256 x = (__m256)a, y = (__m256)b;
+  return (Lanes)_mm256_shuffle_ps(x, y, 0x88) + (Lanes)_mm256_shuffle_ps(x, y, 0xdd);
+#else
+  Lanes sums;
+  for (int i = 0; i < kLanes; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      sums[i + j] = a[i + 2 * j] + a[i + 2 * j + 1];
+      sums[i + 2 + j] = b[i + 2 * j] + b[i + 2 * j + 1];
+    }
+  return sums;
+#endif
 }
 
-// Scores of kScored keys.
-inline void score(const Lanes* query, const float* keys, int64_t width, Lanes* scores) {
-  Lanes sums[kScored] = {};
-  for (int64_t h = 0; h < width; ++h)
+// The sums of pairs of fours: those of a, then those of b.
+inline Lanes pairs_of_fours(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  const __m512 x = (__m512)a, y = (__m512)b;
+  return (Lanes)_mm512_shuffle_f32x4(x, y, 0x88) + (Lanes)_mm512_shuffle_f32x4(x, y, 0xdd);
+#elif defined(__AVX2__)
+  const __m256 x = (__m256)a, y = (__m256)b;
+  return (Lanes)_mm256_permute2f128_ps(x, y, 0x20) + (Lanes)_mm256_permute2f128_ps(x, y, 0x31);
+#else
+  Lanes sums;
+  for (int i = 0; i < 4; ++i) sums[i] = a[i] + a[i + 4], sums[i + 4] = b[i] + b[i + 4];
+  return sums;
+#endif
+}
+
+// Of a query with kLanes keys: the sums of kLanes lanes each, taken two and two until they are the lanes of one.
+inline Lanes scores_of(const float* query, const float* keys, int64_t width) {
+  Lanes sums[kLanes] = {};
+  int64_t h = 0;
+  for (; h + kLanes <= width; h += kLanes) {
+    const Lanes numbers = load(query + h);
 #pragma GCC unroll 16
-    for (int n = 0; n < kScored; ++n) sums[n] += query[h] * keys[n * width + h];
-  for (int n = 0; n < kScored; ++n) scores[n] = sums[n];
+    for (int n = 0; n < kLanes; ++n) sums[n] += numbers * load(keys + n * width + h);
+  }
+#pragma GCC unroll 4
+  for (int left = kLanes / 2; left > kLanes / 8; left /= 2)
+#pragma GCC unroll 8
+    for (int n = 0; n < left; ++n) sums[n] = pairs(sums[2 * n], sums[2 * n + 1]);
+#pragma GCC unroll 4
+  for (int left = kLanes / 8; left > 0; left /= 2)
+#pragma GCC unroll 8
+    for (int n = 0; n < left; ++n) sums[n] = pairs_of_fours(sums[2 * n], sums[2 * n + 1]);
+  for (; h < width; ++h)
+    for (int n = 0; n < kLanes; ++n) sums[0][n] += query[h] * keys[n * width + h];
+  return sums[0];
+}
+
+// found [R, C vectors] = weights [R, keys] values [keys, C vectors].
+template <int R, int C>
+inline void mix_vectors(const float (*weights)[kPiece], const float* values, int64_t keys, int64_t width,
+                        float* found) {
+  Lanes sums[R][C] = {};
+  for (int64_t s = 0; s < keys; ++s, values += width)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sums[r][c] += weights[r][s] * load(values + c * kLanes);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(found + r * width + c * kLanes, sums[r][c]);
+}
+
+// found [R, width] = weights [R, keys] values [keys, width].
+template <int R>
+inline void mix(const float (*weights)[kPiece], const float* values, int64_t keys, int64_t width, float* found) {
+  constexpr int C = R > 4 ? kLanes / 8 : kLanes / 4;  // as many sums as there are registers for
+  int64_t h = 0;
+  for (; h + C * kLanes <= width; h += C * kLanes) mix_vectors<R, C>(weights, values + h, keys, width, found + h);
+  for (; h + kLanes <= width; h += kLanes) mix_vectors<R, 1>(weights, values + h, keys, width, found + h);
+  for (; h < width; ++h)
+    for (int r = 0; r < R; ++r) {
+      float sum = 0;
+      for (int64_t s = 0; s < keys; ++s) sum += weights[r][s] * values[s * width + h];
+      found[r * width + h] = sum;
+    }
 }
 
 // Of queries [B, K, G, T, H], scaled, keys and values [B, K, S, H] and what is seen [B, T, S]: what they found
@@ -382,78 +453,80 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
   const auto shape = query.dimensions();
   const int64_t batch = shape[0], heads = shape[1], tokens = shape[3], queries = shape[2] * tokens, width = shape[4];
   const int64_t keys = key.dimensions()[2];
-  const int64_t pieces = (keys + kPiece - 1) / kPiece, groups = (queries + kLanes - 1) / kLanes;
+  const int64_t pieces = (keys + kPiece - 1) / kPiece, groups = (queries + kRows - 1) / kRows;
   const float *all_queries = query.typed_data(), *all_keys = key.typed_data(), *all_values = value.typed_data();
   const bool* all_seen = visible.typed_data();
-  // Of each piece and group of queries: its largest score, its sum, and what was found in it, unless it was not read.
-  std::unique_ptr<Lanes[]> memory(new Lanes[batch * heads * pieces * groups * (2 + width)]);
+  // Of each piece and group of queries, unless it was not read: their largest scores, their sums, and what they found.
+  const int64_t size = kRows * (2 + width);
+  std::unique_ptr<Lanes[]> memory(new Lanes[batch * heads * pieces * groups * size / kLanes + 1]);
   std::vector<char> unread(batch * heads * pieces * groups);
-  Lanes* parts = memory.get();
+  float* parts = reinterpret_cast<float*>(memory.get());
   char* is_unread = unread.data();
 
   in_parts(pool, batch * heads * pieces * groups, [=](int64_t number) {
-    const int64_t head = number / groups / pieces, first = number / groups % pieces * kPiece, group = number % groups;
-    const int64_t count = std::min(kPiece, keys - first), lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
-    Lanes* part = parts + number * (2 + width);
+    const int64_t head = number / groups / pieces, first = number / groups % pieces * kPiece;
+    const int64_t begin = number % groups * kRows, rows = std::min<int64_t>(kRows, queries - begin);
+    const int64_t count = std::min(kPiece, keys - first);
     const bool* seen = all_seen + head / heads * tokens * keys + first;
+    auto seen_by = [=](int64_t r) { return seen + (begin + r) % tokens * keys; };
     bool any = false, every = true;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t s = 0; s < count; ++s) any |= seen[t * keys + s], every &= seen[t * keys + s];
+    for (int64_t r = 0; r < std::min(rows, tokens); ++r) {
+      any = any || std::memchr(seen_by(r), true, count);
+      every = every && !std::memchr(seen_by(r), false, count);
+    }
     if ((is_unread[number] = !any)) return;
-    const float *some_keys = all_keys + (head * keys + first) * width, *values = all_values + (head * keys + first) * width;
-    Lanes turned[width], scores[kPiece], most = all(kLeast), sum = {};
-    std::memset(turned, 0, sizeof turned);
-    const float* from = all_queries + (head * queries + group * kLanes) * width;
-    for (int64_t r = 0; r < lanes; ++r)
-      for (int64_t h = 0; h < width; ++h) turned[h][r] = from[r * width + h];
-    for (int64_t s = 0; s < count; s += kScored) {
-      const float* keys_at = some_keys + s * width;
-      float last[kScored * width];  // those that are left, filled up, so that a key's score is not another's way
-      if (s + kScored > count) {
+
+    const float* queries_at = all_queries + (head * queries + begin) * width;
+    const float* keys_at = all_keys + (head * keys + first) * width;
+    alignas(64) float scores[kRows][kPiece];
+    for (int64_t s = 0; s < count; s += kLanes, keys_at += kLanes * width) {
+      float last[kLanes * width];  // those that are left, filled up
+      if (s + kLanes > count) {
         std::memset(last, 0, sizeof last);
         keys_at = static_cast<float*>(std::memcpy(last, keys_at, (count - s) * width * sizeof(float)));
       }
-      score(turned, keys_at, width, scores + s);
+      for (int64_t r = 0; r < rows; ++r) store(scores[r] + s, scores_of(queries_at + r * width, keys_at, width));
     }
-    if (!every)
-      for (int64_t r = 0; r < lanes; ++r) {
-        const bool* by_query = seen + (group * kLanes + r) % tokens * keys;
+    float *most = parts + number * size, *sums = most + kRows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t end = (count + kLanes - 1) / kLanes * kLanes;
+      if (!every)
         for (int64_t s = 0; s < count; ++s)
-          if (!by_query[s]) scores[s][r] = kLeast;
+          if (!seen_by(r)[s]) scores[r][s] = kLeast;
+      for (int64_t s = count; s < end; ++s) scores[r][s] = kLeast;
+      Lanes each_most = all(kLeast), each_sum = {};
+      for (int64_t s = 0; s < end; s += kLanes) each_most = larger(each_most, load(scores[r] + s));
+      most[r] = largest(each_most);
+      for (int64_t s = 0; s < end; s += kLanes) {
+        const Lanes score = load(scores[r] + s);
+        const Lanes weight = score > kLeast ? exponential(score - most[r]) : Lanes{};
+        each_sum += weight;
+        store(scores[r] + s, weight);
       }
-    for (int64_t s = 0; s < count; ++s) most = larger(most, scores[s]);
-    for (int64_t s = 0; s < count; ++s) {
-      scores[s] = scores[s] > kLeast ? exponential(scores[s] - most) : Lanes{};
-      sum += scores[s];
+      sums[r] = sum(each_sum);
     }
-    part[0] = most;
-    part[1] = sum;
-    int64_t h = 0;
-    for (; h + kLanes <= width; h += kLanes) mix<kLanes>(scores, values + h, count, width, part + 2 + h);
-    for (; h < width; ++h) mix<1>(scores, values + h, count, width, part + 2 + h);
+    const float* values = all_values + (head * keys + first) * width;
+    with_rows(rows, [&](auto some) { mix<decltype(some)::value>(scores, values, count, width, sums + kRows); });
   });
 
-  float *out = result->typed_data(), *sums = result_sums->typed_data();
-  for (int64_t number = 0; number < batch * heads * groups; ++number) {
-    const int64_t head = number / groups, group = number % groups;
-    const int64_t lanes = std::min<int64_t>(kLanes, queries - group * kLanes);
-    Lanes most = all(kLeast), sum = {}, found[width];
-    std::memset(found, 0, sizeof found);
+  float *out = result->typed_data(), *out_sums = result_sums->typed_data();
+  for (int64_t row = 0; row < batch * heads * queries; ++row, out += width) {
+    const int64_t head = row / queries, group = row % queries / kRows, r = row % queries % kRows;
+    float most = kLeast, sum = 0;
     auto each_read = [&](auto run) {
       for (int64_t i = head * pieces * groups + group; i < (head + 1) * pieces * groups; i += groups)
-        if (!is_unread[i]) run(parts + i * (2 + width));
+        if (!is_unread[i]) run(parts + i * size);
     };
-    each_read([&](const Lanes* of) { most = larger(most, of[0]); });
-    each_read([&](const Lanes* of) {
-      const Lanes share = of[0] > kLeast ? exponential(of[0] - most) : Lanes{};
-      sum += share * of[1];
-      for (int64_t h = 0; h < width; ++h) found[h] += share * of[2 + h];
+    each_read([&](const float* part) { most = std::max(most, part[r]); });
+    std::fill(out, out + width, 0);
+    each_read([&](const float* part) {
+      const float share = part[r] > kLeast ? exponential(all(part[r] - most))[0] : 0;
+      const float* found = part + 2 * kRows + r * width;
+      sum += share * part[kRows + r];
+      for (int64_t h = 0; h < width; ++h) out[h] += share * found[h];
     });
-    for (int64_t r = 0; r < lanes; ++r) {
-      const int64_t row = head * queries + group * kLanes + r;
-      sums[row] = most[r] + (sum[r] > 0 ? std::log(sum[r]) : 0);
-      for (int64_t h = 0; h < width; ++h) out[row * width + h] = sum[r] > 0 ? found[h][r] / sum[r] : 0;
-    }
+    out_sums[row] = most + (sum > 0 ? std::log(sum) : 0);
+    for (int64_t h = 0; h < width; ++h) out[h] = sum > 0 ? out[h] / sum : 0;
   }
   return ffi::Error::Success();
 }

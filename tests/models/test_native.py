@@ -86,7 +86,7 @@ def test_who_sees_nothing_finds_0_and_has_the_least_sum():
 @pytest.mark.skipif(not native.compiled(), reason='there is no C++ compiler here')
 def test_a_query_finds_the_same_whatever_is_beside_it():
   """Bit for bit: queries of its row, other rows, and room behind the keys that it sees."""
-  query, key, value, visible = drawn(3, 8, 6, 2, 16, 300)
+  query, key, value, visible = drawn(3, 8, 6, 2, 20, 300)
   attend = jax.jit(softmax.softmax_attention)
   whole = attend(query, key, value, visible)
   some = attend(query[1:2, 3:5], key[1:2], value[1:2], visible[1:2, 3:5])
