@@ -531,10 +531,18 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats query, Floats key, Floats value, 
   return ffi::Error::Success();
 }
 
+// ---- What is computed once, for native.held ------------------------------------------------------------------------------
+
+ffi::Error Held(Floats given, ffi::Result<Floats> result) {
+  std::memcpy(result->typed_data(), given.typed_data(), given.size_bytes());
+  return ffi::Error::Success();
+}
+
 auto of_rows() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>(); }
 
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(held, Held, ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_input, ByInput, of_rows().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output, ByOutput, of_rows().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(by_output_int8, ByOutputInt8, of_rows().Arg<Bytes>().Arg<Floats>().Ret<Floats>());

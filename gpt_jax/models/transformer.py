@@ -16,6 +16,7 @@ from gpt_jax.models.caches import SPARE, Cache, KeyValues
 from gpt_jax.models.initialization import Initializer, ScaledNormal
 from gpt_jax.models.layers import GatedMlp, Linear, Mlp
 from gpt_jax.models.lora import Lora
+from gpt_jax.models.native import held
 from gpt_jax.models.positions import Alibi, Learned, Learned2D, Rotary, Rotary2D, Turn
 from gpt_jax.models.quantization import Int4, Int8
 from gpt_jax.models.residual import Norm, Parallel, PostNorm, PreNorm
@@ -226,6 +227,8 @@ class Transformer(nn.Module):
       x = x + self.positions(layout, cfg.model_dim).astype(x.dtype)
     x = spread(cfg.residual.begin(x if self.drop is None else self.drop(x), norm))
     turn = None if cfg.rotation is None else cfg.rotation(layout, cfg.head_width)
+    if cache is not None:
+      turn = jax.tree.map(held, turn)  # else for each layer and head, which few tokens wait for
     keys, at = (layout, None) if cache is None else (cache.extend_layout(layout), cache.length)
     x, read = self._through(x, None if cache is None else cache.layers, layout, turn, keys, at)
     if cache is not None:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from gpt_jax.models import native, products, softmax
+from gpt_jax.models.heads import LanguageModel
+from gpt_jax.models.transformer import empty_cache
+from tests.models.small import shrunk
 
 
 @pytest.mark.skipif(not (native.compiled() or 'CI' in os.environ), reason='there is no C++ compiler here')
@@ -36,6 +39,17 @@ def test_without_a_compiler_it_is_said(broken, tmp_path, monkeypatch):
   assert len(said) == 1 and 'left to XLA' in said[0] and '\n' not in said[0]
   assert {'no compiler': 'none', 'a compiler that fails': 'no such thing', 'no folder': 'file'}[broken] in said[0]
   assert not list(pathlib.Path(tmp_path).rglob('*.so'))
+
+
+@pytest.mark.skipif(not native.compiled(), reason='there is no C++ compiler here')
+def test_a_cached_step_works_out_its_angles_once():
+  """Not in each layer, and not for each head."""
+  model = LanguageModel(shrunk('llama2_7b', num_layers=3, stacked=False))
+  tokens, cache = jnp.zeros((2, 3), int), empty_cache(model.config, 2, 16)
+  params = jax.jit(model.init)(jax.random.key(0), tokens)
+  read = lambda params: model.apply(params, tokens, None, cache, method='features')[0]
+  program = jax.jit(read).lower(params).compile().as_text()
+  assert program.count(' cosine(') == program.count(' sine(') == 1
 
 
 # ---- attention of few queries ---------------------------------------------------------------------------------------
