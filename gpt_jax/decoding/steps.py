@@ -201,7 +201,7 @@ def begin(
   seen = Seen(state.text, jnp.arange(state.text.shape[1]) < end[:, None])
   token = manner.acceptance.first(manner.sampling, _keys(state, 0), manner.sampling.processed(logits, seen))
   state = dataclasses.replace(state, text=written(state.text, token[:, None], end))
-  log_probability = _log_probability(logits[:, None], token[:, None])
+  log_probability = _log_probability(logits[:, None], jnp.zeros_like(end)[:, None], token[:, None])
   valid = jnp.ones((rows, 1), bool)
   return _added(state, _nothing(rows, 1), token[:, None], log_probability, valid, stops, limit)[:2]
 
@@ -258,7 +258,7 @@ def _step(
   places = jnp.arange(tree.max_depth + 1)
   following = jnp.take_along_axis(nodes, jnp.roll(path, -1, axis=1), axis=1)
   tokens = jnp.where(places == depth[:, None], accepted.token[:, None], following)
-  log_probabilities = _log_probability(jnp.take_along_axis(logits, path[..., None], axis=1), tokens)
+  log_probabilities = _log_probability(logits, path, tokens)
 
   cache = cache if tree.is_chain else _moved(state.cache, cache, path)
   last = jnp.take_along_axis(hidden, accepted.node[:, None, None], axis=1)[:, 0]
@@ -367,6 +367,9 @@ def _keys(state: State, stream: int) -> Key[Array, 'B']:
   return jax.vmap(jax.random.fold_in)(state.keys, number)
 
 
-def _log_probability(logits: Float[Array, 'B T V'], tokens: Int[Array, 'B T']) -> Float[Array, 'B T']:
-  """Under the model itself: temperature 1, nothing processed or cut."""
-  return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+def _log_probability(
+  logits: Float[Array, 'B N V'], nodes: Int[Array, 'B T'], tokens: Int[Array, 'B T']
+) -> Float[Array, 'B T']:
+  """Of tokens after nodes, under the model itself: temperature 1, nothing processed or cut."""
+  rows = jnp.arange(len(logits))[:, None]
+  return logits[rows, nodes, tokens] - jax.nn.logsumexp(logits, axis=-1)[rows, nodes]
