@@ -1,4 +1,4 @@
-// What native.py calls on CPUs, in float32: products of few rows, and attention of few queries.
+// What native.py calls on CPUs, in float32: products of few rows, attention of few queries, and a copy.
 //
 // Of one row or query the same comes out, to the last bit, whatever others there are beside it, and threads or tiles.
 

@@ -1,4 +1,4 @@
-"""What is computed on a CPU by code of our own, native.cc, where XLA's is slower; see `products` and `softmax`.
+"""What is computed on a CPU by code of our own, native.cc, where XLA's is slower; see `products`, `softmax` and `held`.
 
 It is compiled by the machine's C++ compiler at first use and kept in the cache folder; without a compiler XLA serves.
 What comes out of it for one row or query does not depend on those beside it, nor on the number of threads.
@@ -47,7 +47,7 @@ def call(
 
 
 def held(x: Float[Array, '...']) -> Float[Array, '...']:
-  """The same float32 numbers, of no gradient, which a CPU works out once: XLA does wherever they are read, again."""
+  """The same float32 numbers, of no gradient, worked out once on a CPU: XLA would do so again wherever it reads."""
   return call('held', [x.shape], lambda x: [x], x)[0]
 
 
