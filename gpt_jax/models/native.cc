@@ -361,41 +361,26 @@ inline Lanes exponential(Lanes x) {
   return (Lanes)((Integers)y + (__builtin_convertvector(n, Integers) << 23));
 }
 
-// Of lanes in fours, the sums of their pairs: in each four those of a, then those of b.
+// The sums of pairs of neighbours: those of a, then those of b.
 inline Lanes pairs(Lanes a, Lanes b) {
 #if defined(__AVX512F__)
-  const __m512 x = (__m512)a, y = (__m512)b;
-  return (Lanes)_mm512_shuffle_ps(x, y, 0x88) + (Lanes)_mm512_shuffle_ps(x, y, 0xdd);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return (Lanes)_mm512_permutex2var_ps((__m512)a, even, (__m512)b) +
+         (Lanes)_mm512_permutex2var_ps((__m512)a, odd, (__m512)b);
 #elif defined(__AVX2__)
-  const __m256 x = (__m256)a, y = (__m256)b;
-  return (Lanes)_mm256_shuffle_ps(x, y, 0x88) + (Lanes)_mm256_shuffle_ps(x, y, 0xdd);
+  return (Lanes)_mm256_permute4x64_pd((__m256d)_mm256_hadd_ps((__m256)a, (__m256)b), 0xd8);
 #else
   Lanes sums;
-  for (int i = 0; i < kLanes; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      sums[i + j] = a[i + 2 * j] + a[i + 2 * j + 1];
-      sums[i + 2 + j] = b[i + 2 * j] + b[i + 2 * j + 1];
-    }
+  for (int i = 0; i < kLanes; ++i) {
+    const Lanes& from = i < kLanes / 2 ? a : b;
+    sums[i] = from[2 * i % kLanes] + from[2 * i % kLanes + 1];
+  }
   return sums;
 #endif
 }
 
-// The sums of pairs of fours: those of a, then those of b.
-inline Lanes pairs_of_fours(Lanes a, Lanes b) {
-#if defined(__AVX512F__)
-  const __m512 x = (__m512)a, y = (__m512)b;
-  return (Lanes)_mm512_shuffle_f32x4(x, y, 0x88) + (Lanes)_mm512_shuffle_f32x4(x, y, 0xdd);
-#elif defined(__AVX2__)
-  const __m256 x = (__m256)a, y = (__m256)b;
-  return (Lanes)_mm256_permute2f128_ps(x, y, 0x20) + (Lanes)_mm256_permute2f128_ps(x, y, 0x31);
-#else
-  Lanes sums;
-  for (int i = 0; i < 4; ++i) sums[i] = a[i] + a[i + 4], sums[i + 4] = b[i] + b[i + 4];
-  return sums;
-#endif
-}
-
-// Of a query with kLanes keys: the sums of kLanes lanes each, taken two and two until they are the lanes of one.
+// Of a query with kLanes keys: a sum in lanes for each, whose pairs are added until every key is one lane.
 inline Lanes scores_of(const float* query, const float* keys, int64_t width) {
   Lanes sums[kLanes] = {};
   int64_t h = 0;
@@ -405,13 +390,9 @@ inline Lanes scores_of(const float* query, const float* keys, int64_t width) {
     for (int n = 0; n < kLanes; ++n) sums[n] += numbers * load(keys + n * width + h);
   }
 #pragma GCC unroll 4
-  for (int left = kLanes / 2; left > kLanes / 8; left /= 2)
+  for (int left = kLanes / 2; left > 0; left /= 2)
 #pragma GCC unroll 8
     for (int n = 0; n < left; ++n) sums[n] = pairs(sums[2 * n], sums[2 * n + 1]);
-#pragma GCC unroll 4
-  for (int left = kLanes / 8; left > 0; left /= 2)
-#pragma GCC unroll 8
-    for (int n = 0; n < left; ++n) sums[n] = pairs_of_fours(sums[2 * n], sums[2 * n + 1]);
   for (; h < width; ++h)
     for (int n = 0; n < kLanes; ++n) sums[0][n] += query[h] * keys[n * width + h];
   return sums[0];
